@@ -1,0 +1,1 @@
+"""nodeproxy: a kube-proxy replacement for Linux nodes."""

@@ -1,0 +1,1 @@
+"""Cluster state: validated objects, merged EndpointSlices, and which Services changed."""

@@ -1,0 +1,81 @@
+"""Owns the interface between the agent and whatever programs the kernel, and the configuration they share."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, ServicePortKey
+
+
+class DetectLocalMode(enum.StrEnum):
+    """How traffic from pods of this node is recognised; names as in KubeProxyConfiguration."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class LocalDetector(Struct, frozen=True):
+    """Tells traffic of local pods from other traffic: by source CIDR of the family, or by incoming interface.
+
+    Everything None: local traffic cannot be told apart, and nothing is masqueraded on its account.
+    """
+
+    cidrs: Mapping[Family, str] = {}
+    interface: str | None = None
+    interface_prefix: str | None = None
+
+
+class NodePortAddresses(Struct, frozen=True):
+    """Which local addresses serve node ports, for one family: `cidrs` None means all local addresses.
+
+    Loopback addresses are never served in IPv6, and in IPv4 only with `loopback`.
+    """
+
+    cidrs: tuple[str, ...] | None = None
+    loopback: bool = False
+
+
+class ProgrammerConfig(Struct, frozen=True):
+    """What every programmer needs to know of the node. `masquerade_bit` is the bit number in the packet mark."""
+
+    families: tuple[Family, ...]
+    local_detector: LocalDetector
+    node_port_addresses: Mapping[Family, NodePortAddresses]
+    masquerade_bit: int = 14
+    conntrack_tcp_be_liberal: bool = False
+
+
+class ApplyResult(Struct, frozen=True):
+    """Outcome of `Programmer.apply`: ServicePorts that the kernel refused, each with the kernel's reason."""
+
+    refused: Mapping[ServicePortKey, str] = {}
+    full: bool = False
+
+
+class ProgrammingError(Exception):
+    """A transaction failed as a whole and nothing of it is in the kernel. The message says what the kernel said."""
+
+
+class Programmer(Protocol):
+    """Programs a forwarding table into the kernel. All methods are called from one task, one at a time."""
+
+    async def prepare(self) -> None:
+        """Check tools and kernel, take stock of what is there. Raises `ProgrammingError` with what is missing."""
+
+    async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
+        """Make the kernel match `table`, given that only `delta` changed since the last call; in proportion to `delta`.
+
+        The first call, and a call after drift or failure, is a full pass over `table`. Raises `ProgrammingError`.
+        """
+
+    async def audit(self) -> bool:
+        """Compare the kernel with what was programmed, cheaply. True where they differ: the next apply repairs."""
+
+    async def cleanup(self) -> None:
+        """Remove everything of ours from the kernel, and nothing else."""
