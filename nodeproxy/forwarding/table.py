@@ -12,30 +12,28 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from nodeproxy.cluster.names import Family, IPProtocol, Problem, ServiceName
 
-class Family(enum.IntEnum):
-    """IP family; the value is the IP version."""
-
-    IPV4 = 4
-    IPV6 = 6
-
-
-class IPProtocol(enum.StrEnum):
-    """Transport protocol of a ServicePort, as iptables names it. (Upper case in the API.)"""
-
-    TCP = "tcp"
-    UDP = "udp"
-    SCTP = "sctp"
-
-
-class ServiceName(NamedTuple):
-    """Namespace and name of a Service."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+__all__ = [
+    "Action",
+    "Backend",
+    "BackendSet",
+    "Delta",
+    "Family",
+    "ForwardingTable",
+    "Frontend",
+    "FrontendKind",
+    "HealthCheck",
+    "IPProtocol",
+    "Masquerade",
+    "Problem",
+    "RowChange",
+    "ServiceName",
+    "ServicePort",
+    "ServicePortKey",
+    "ServicePortName",
+    "merge_deltas",
+]
 
 
 class ServicePortName(NamedTuple):
@@ -65,8 +63,8 @@ class ServicePortKey(NamedTuple):
         return f"{self.name} ({self.protocol}, IPv{int(self.family)})"
 
 
-class Backend(NamedTuple):
-    """One endpoint: canonical address, port, and whether it is on this node."""
+class Backend(Struct, frozen=True, order=True, gc=False):
+    """One endpoint: canonical address, port, and whether it is on this node. Sorts as the three in turn."""
 
     address: str
     port: int
@@ -162,17 +160,6 @@ class HealthCheck(Struct, frozen=True, gc=False):
     local_endpoints: int
 
 
-class Problem(Struct, frozen=True, gc=False):
-    """Part of an object that cannot be programmed: which Service, which field, and why. The rest goes on working."""
-
-    service: ServiceName
-    field: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"Service {self.service}: {self.field}: {self.reason}"
-
-
 class RowChange(NamedTuple):
     """A row before and after; None where it did not or does not exist."""
 
@@ -197,3 +184,18 @@ class ForwardingTable(Struct):
 
     rows: dict[ServicePortKey, ServicePort]
     health_checks: dict[ServiceName, HealthCheck]
+
+
+def merge_deltas(earlier: Delta, later: Delta) -> Delta:
+    """The one delta that leads where `earlier` and then `later` lead. A row that changed and changed back is not in it."""
+    rows = dict(earlier.rows)
+    for key, change in later.rows.items():
+        first = rows.pop(key, None)
+        merged = change if first is None else RowChange(first.before, change.after)
+        if merged.before != merged.after:
+            rows[key] = merged
+    return Delta(
+        rows=rows,
+        health_checks={**earlier.health_checks, **later.health_checks},
+        problems=tuple(dict.fromkeys((*earlier.problems, *later.problems))),
+    )

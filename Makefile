@@ -1,0 +1,30 @@
+# Everything a newcomer types. Each target makes itself ready: `make demo` on a fresh Debian machine is enough.
+SHELL := /bin/bash
+MODE ?= iptables
+PYTHON := .venv/bin/python
+
+.PHONY: help setup demo test lint unit kernel conformance controlplane e2e bench format clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## system packages and .venv with the console script nodeproxy
+	@hack/setup.sh
+
+demo: setup ## a throw-away node: Services answered by rules that nodeproxy programmed (MODE=iptables)
+	@$(PYTHON) -m hack.demo --mode $(MODE)
+
+test: setup ## everything that is tested, a progress line per stage (under 15 minutes)
+	@hack/test.sh
+
+lint unit kernel conformance controlplane e2e: setup ## one stage of `make test`
+	@hack/test.sh $@
+
+bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)
+	@$(PYTHON) -m hack.bench $(ARGS)
+
+format: setup ## ruff format and fixes
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+clean: ## remove .venv and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs the stages of `make test` (all, or those named), with a progress line for each and a summary at the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH:/usr/sbin:/sbin"
+
+lint() {
+  ruff check . && ruff format --check . && mypy && lint-imports
+}
+unit() { python -m pytest -q tests -m "not kernel and not controlplane"; }
+kernel() { python -m pytest -q tests -m "kernel and not controlplane" --ignore tests/conformance; }
+conformance() { python -m pytest -q tests/conformance; }
+controlplane() { hack/controlplane/build.sh && python -m pytest -q tests/controlplane; }
+e2e() { hack/controlplane/build.sh && python -m pytest -q e2e; }
+
+stages=("$@")
+[ $# -gt 0 ] || stages=(lint unit kernel conformance controlplane e2e)
+begin=$SECONDS failed=() number=0
+for stage in "${stages[@]}"; do
+  number=$((number + 1)) start=$SECONDS
+  printf '=== [%d/%d] %s\n' "$number" "${#stages[@]}" "$stage"
+  if "$stage"; then verdict=passed; else verdict=FAILED; failed+=("$stage"); fi
+  printf '=== [%d/%d] %s %s in %d s\n' "$number" "${#stages[@]}" "$stage" "$verdict" $((SECONDS - start))
+done
+total=$((SECONDS - begin))
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'make test: FAILED in %d s: %s\n' "$total" "${failed[*]}"
+  exit 1
+fi
+printf 'make test: all stages passed in %d s\n' "$total"

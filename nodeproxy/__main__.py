@@ -1,0 +1,3 @@
+from nodeproxy.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The agent: wires source, cluster state, forwarding and a programmer together, and keeps them going."""

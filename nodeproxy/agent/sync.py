@@ -1,0 +1,213 @@
+"""Owns the sync loop: gathers changes, computes deltas, hands them to the programmer, and comes back to what failed.
+
+A change is programmed at once when the agent is idle, and at most once per `min_sync_period` under load. Everything runs in
+one task, so the programmer never sees two calls at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+import structlog
+
+from nodeproxy.agent.backoff import Backoff
+from nodeproxy.agent.health import Health
+from nodeproxy.agent.metrics import Metrics
+from nodeproxy.cluster.state import ClusterChanges, ClusterState
+from nodeproxy.forwarding.table import Delta, RowChange, ServiceName, ServicePortKey, merge_deltas
+from nodeproxy.forwarding.tracker import ForwardingTracker
+from nodeproxy.programmer.base import Programmer, ProgrammingError
+from nodeproxy.source.events import Event, Upserted
+
+_log = structlog.get_logger(__name__)
+
+_AUDIT_PERIOD = 1.0
+_NOTHING = Delta(rows={}, health_checks={})
+
+
+class SyncLoop:
+    """Keeps the kernel in step with the cluster state."""
+
+    def __init__(
+        self,
+        *,
+        state: ClusterState,
+        tracker: ForwardingTracker,
+        programmer: Programmer,
+        health: Health,
+        metrics: Metrics,
+        min_sync_period: float,
+        on_node_change: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._tracker = tracker
+        self._programmer = programmer
+        self._health = health
+        self._metrics = metrics
+        self._min_sync_period = min_sync_period
+        self._on_node_change = on_node_change
+        self._wake = asyncio.Event()
+        self._services: set[ServiceName] = set()
+        self._triggers: dict[ServiceName, list[str]] = {}
+        self._node_changed = False
+        self._unprogrammed = _NOTHING
+        self._dirty = False
+        self._synced_once = False
+        self._refused: dict[ServicePortKey, str] = {}
+        self._refused_backoff = Backoff(1.0, 300.0)
+        self._failure_backoff = Backoff(0.5, 30.0)
+        self._retry_at: float | None = None
+        self._not_before = 0.0
+        self._audit_at = 0.0
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take events of a source. Called on the event loop; returns at once."""
+        changes = self._state.apply(events)
+        for refused in changes.refused:
+            kind = str(refused.key.kind) if refused.key else "unknown"
+            self._metrics.refused_objects.labels(kind=kind).inc()
+            _log.error("object refused", object=str(refused.key or "?"), reason=refused.reason, origin=refused.origin)
+        self._count(events)
+        self._services |= changes.services
+        for service, times in changes.trigger_times.items():
+            self._triggers.setdefault(service, []).extend(times)
+        if changes.node:
+            self._node_changed = True
+            self._on_node_change()
+        if changes.services or changes.node or (changes.lists_complete and not self._synced_once):
+            self.request()
+
+    def request(self) -> None:
+        """Ask for a sync, for instance because the node's own facts changed."""
+        self._dirty = True
+        if self._state.lists_complete:
+            self._health.queued()
+        self._metrics.last_queued.set_to_current_time()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sync until cancelled. The kernel is not touched before the first complete list of both kinds."""
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            sync_at = self._sync_due()
+            if sync_at is not None and sync_at <= now:
+                await self._sync()
+                continue
+            if self._synced_once and self._audit_at <= now:
+                await self._audit()
+                self._audit_at = time.monotonic() + _AUDIT_PERIOD
+                continue
+            deadlines = [at for at in (sync_at, self._audit_at if self._synced_once else None) if at is not None]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), min(deadlines) - now if deadlines else None)
+
+    def _sync_due(self) -> float | None:
+        """When the next sync may start (monotonic seconds); None where there is nothing to do."""
+        if not self._state.lists_complete:
+            return None
+        if self._dirty:
+            return self._not_before
+        return None if self._retry_at is None else max(self._retry_at, self._not_before)
+
+    async def _audit(self) -> None:
+        try:
+            if not await self._programmer.audit():
+                return
+        except ProgrammingError as error:
+            _log.error("audit failed", error=str(error))
+            return
+        self._metrics.drift.inc()
+        _log.warning("rules were changed by somebody else; putting them back")
+        await self._sync()
+
+    async def _sync(self) -> None:
+        start = time.monotonic()
+        self._dirty = False
+        triggers, self._triggers = self._triggers, {}
+        changes = ClusterChanges(services=frozenset(self._services), node=self._node_changed)
+        self._services, self._node_changed = set(), False
+        delta = self._tracker.update(self._state, changes)
+        for problem in delta.problems:
+            self._metrics.refused_objects.labels(kind="Service").inc()
+            _log.error("part of an object refused", service=str(problem.service), field=problem.field, reason=problem.reason)
+        self._unprogrammed = merge_deltas(self._unprogrammed, delta)
+        retried = {key: RowChange(None, self._tracker.table.rows.get(key)) for key in self._refused}
+        wanted = Delta(
+            rows={**retried, **self._unprogrammed.rows}, health_checks=self._unprogrammed.health_checks, problems=()
+        )
+        try:
+            result = await self._programmer.apply(self._tracker.table, wanted)
+        except ProgrammingError as error:
+            self._metrics.restore_failures.inc()
+            delay = self._failure_backoff.next()
+            self._hold(delay)
+            _log.error("sync failed", error=str(error), retry_seconds=round(delay, 1))
+            return
+        self._unprogrammed = _NOTHING
+        self._failure_backoff.reset()
+        self._note_refused(result.refused)
+        self._finish(start, result.full, triggers, len(wanted.rows))
+
+    def _hold(self, delay: float) -> None:
+        """Come back after `delay` seconds, and not before."""
+        self._dirty = True
+        self._not_before = time.monotonic() + delay
+
+    def _note_refused(self, refused: Mapping[ServicePortKey, str]) -> None:
+        for key, reason in refused.items():
+            if self._refused.get(key) != reason:
+                _log.error(
+                    "the kernel refuses a ServicePort; all others are programmed", service_port=str(key), reason=reason
+                )
+        if not refused:
+            self._refused_backoff.reset()
+        self._refused = dict(refused)
+        self._retry_at = time.monotonic() + self._refused_backoff.next() if refused else None
+        self._metrics.refused_service_ports.set(len(refused))
+
+    def _finish(self, start: float, full: bool, triggers: Mapping[ServiceName, Sequence[str]], rows: int) -> None:
+        took = time.monotonic() - start
+        self._not_before = start + self._min_sync_period
+        metrics = self._metrics
+        metrics.sync.observe(took)
+        (metrics.full_sync if full else metrics.partial_sync).observe(took)
+        metrics.last_sync.set_to_current_time()
+        metrics.service_changes_pending.set(0)
+        metrics.endpoint_changes_pending.set(0)
+        metrics.service_ports.set(len(self._tracker.table.rows))
+        now = time.time()
+        for times in triggers.values():
+            for text in times:
+                if (moment := _timestamp(text)) is not None and self._synced_once:
+                    metrics.network_programming.observe(max(0.0, now - moment))
+        if not self._dirty:
+            self._health.programmed()
+        if not self._synced_once:
+            _log.info("first sync done", service_ports=len(self._tracker.table.rows), seconds=round(took, 3))
+        else:
+            _log.debug("synced", rows=rows, full=full, seconds=round(took, 4))
+        self._synced_once = True
+
+    def _count(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if not isinstance(event, Upserted):
+                continue
+            if event.object.key.kind == "Service":
+                self._metrics.service_changes.inc()
+                self._metrics.service_changes_pending.inc()
+            elif event.object.key.kind == "EndpointSlice":
+                self._metrics.endpoint_changes.inc()
+                self._metrics.endpoint_changes_pending.inc()
+
+
+def _timestamp(text: str) -> float | None:
+    """Unix seconds of an RFC 3339 timestamp; None where it is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

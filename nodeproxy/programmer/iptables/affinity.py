@@ -1,0 +1,60 @@
+"""Owns the ipsets behind ClientIP affinity: one hash:ip set for each endpoint of a ServicePort that has affinity.
+
+A set remembers the clients of one endpoint; entries expire with the affinity timeout. kube-proxy's `recent` lists hold 100
+clients each; these hold hundreds of thousands, at O(1) per packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from nodeproxy.forwarding.table import Family, ServicePortKey
+from nodeproxy.kernel.errors import KernelError
+from nodeproxy.kernel.ipset import IPSets, SetSpec
+from nodeproxy.programmer.iptables.names import AFFINITY_SET
+from nodeproxy.programmer.iptables.service_rules import AffinitySet
+
+_MAX_CLIENTS = 1 << 20
+
+
+class AffinitySets:
+    """Creates and destroys affinity sets of one family. Sets that exist already, with their clients, are kept."""
+
+    def __init__(self, family: Family, ipsets: IPSets) -> None:
+        self._family = family
+        self._ipsets = ipsets
+
+    async def create(self, sets: Iterable[AffinitySet]) -> dict[ServicePortKey, str]:
+        """Create sets that do not exist yet. Returns the rows whose sets the kernel refuses, with the reason."""
+        wanted = list(sets)
+        if not wanted:
+            return {}
+        specs = [
+            SetSpec(
+                name=item.name,
+                type="hash:ip",
+                family=int(self._family),
+                timeout=item.timeout,
+                hash_size=64,
+                max_elements=_MAX_CLIENTS,
+            )
+            for item in wanted
+        ]
+        row_of_set = {item.name: item.key for item in wanted}
+        failed = await asyncio.to_thread(self._ipsets.create, specs)
+        return {row_of_set[error.item]: str(error) for error in failed}
+
+    async def destroy(self, names: Iterable[str]) -> None:
+        """Destroy sets by name. One that is still in use stays, for the next full pass to remove."""
+        doomed = list(names)
+        if doomed:
+            await asyncio.to_thread(self._ipsets.destroy, doomed)
+
+    async def keep_only(self, names: Iterable[str]) -> None:
+        """Destroy all affinity sets of this family but these."""
+        try:
+            present = await asyncio.to_thread(self._ipsets.list_names, AFFINITY_SET[self._family])
+        except KernelError:
+            return  # a kernel without ipset has no sets to remove
+        await self.destroy(sorted(set(present) - set(names)))

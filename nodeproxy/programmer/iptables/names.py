@@ -1,0 +1,61 @@
+"""Owns the names of chains and sets, and the knowledge of which chains are ours to rewrite or remove.
+
+Hashes are kube-proxy's (first 16 characters of base32 of sha256), so that a chain name found in a runbook or left behind by
+kube-proxy means the same ServicePort here. Chain names hold at most 28 characters (XT_EXTENSION_MAXNAMELEN).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from nodeproxy.forwarding.table import Family, ServicePortKey
+
+MAX_CHAIN_NAME = 28
+
+SERVICES = "KUBE-SERVICES"
+NODE_PORTS = "KUBE-NODEPORTS"
+EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
+POSTROUTING = "KUBE-POSTROUTING"
+MARK_MASQ = "KUBE-MARK-MASQ"
+FORWARD = "KUBE-FORWARD"
+FIREWALL = "KUBE-FIREWALL"
+PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
+
+ADDRESS_TREE = "KUBE-IP-"
+NODE_PORT_TREE = "KUBE-PORTS-"
+HEALTH_PORT_TREE = "KUBE-HEALTH-"
+
+AFFINITY_SET = {Family.IPV4: "KUBE-AFFINITY-", Family.IPV6: "KUBE-AFFINITY6-"}
+
+_PER_SERVICE = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-")
+_TREES = (ADDRESS_TREE, NODE_PORT_TREE, HEALTH_PORT_TREE)
+
+# KUBE-MARK-MASQ and KUBE-POSTROUTING are in neither list: kubelet and CNI plugins may use them, so they are rewritten, never
+# removed while the agent runs.
+_FIXED = (SERVICES, NODE_PORTS, EXTERNAL_SERVICES, FORWARD, PROXY_FIREWALL, "KUBE-PROXY-CANARY")
+
+
+def hash16(text: str) -> str:
+    """First 16 characters of the base32 of sha256 of `text`, as kube-proxy names chains."""
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
+
+
+def service_hash(key: ServicePortKey) -> str:
+    """The hash in KUBE-SVC-, KUBE-SVL-, KUBE-EXT- and KUBE-FW- names."""
+    return hash16(f"{key.name}{key.protocol}")
+
+
+def endpoint_hash(key: ServicePortKey, endpoint: str) -> str:
+    """The hash in KUBE-SEP- names; `endpoint` is `address:port`, IPv6 in brackets."""
+    return hash16(f"{key.name}{key.protocol}{endpoint}")
+
+
+def is_ours(chain: str) -> bool:
+    """Whether a chain belongs to the service proxy alone, and may be removed when it is not wanted any more."""
+    return chain.startswith(_PER_SERVICE) or chain.startswith(_TREES) or chain in _FIXED
+
+
+def is_service_chain(chain: str) -> bool:
+    """Whether a chain belongs to one ServicePort: its presence means that a node is already being served."""
+    return chain.startswith(_PER_SERVICE)

@@ -1,0 +1,91 @@
+"""Owns iptables mode as the agent sees it: both families side by side, neither holding up the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from nodeproxy.forwarding.table import Delta, ForwardingTable, ServicePort, ServicePortKey
+from nodeproxy.kernel.errors import KernelError
+from nodeproxy.kernel.ipset import IPSets
+from nodeproxy.kernel.xtables_tools import Variant
+from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.iptables.affinity import AffinitySets
+from nodeproxy.programmer.iptables.family import FamilyProgrammer
+from nodeproxy.programmer.stale_flows import StaleFlows
+
+_log = structlog.get_logger(__name__)
+
+
+class IptablesProgrammer:
+    """`Programmer` for iptables mode, in one variant (legacy or nft)."""
+
+    def __init__(self, config: ProgrammerConfig, variant: Variant) -> None:
+        self._config = config
+        self._variant = variant
+        self._stale_flows = StaleFlows()
+        self._families: list[FamilyProgrammer] = []
+
+    async def prepare(self) -> None:
+        """Check the tools of each family. Raises `ProgrammingError` if one is missing."""
+        ipsets = IPSets()
+        self._families = [
+            await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family, ipsets))
+            for family in self._config.families
+        ]
+
+    def configure(self, config: ProgrammerConfig) -> None:
+        """Take a new configuration; the next apply is a full pass."""
+        self._config = config
+        for family in self._families:
+            family.configure(config)
+
+    async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
+        """Program a delta, or the whole table where that is needed. See `Programmer.apply`."""
+        full = any(family.needs_full_pass for family in self._families)
+        health_ports = frozenset(check.port for check in table.health_checks.values())
+        outcomes = await asyncio.gather(
+            *(self._apply_family(family, table, delta, health_ports) for family in self._families), return_exceptions=True
+        )
+        refused: dict[ServicePortKey, str] = {}
+        errors: list[str] = []
+        for outcome in outcomes:
+            if isinstance(outcome, ProgrammingError):
+                errors.append(str(outcome))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                refused |= outcome
+        await self._stale_flows.remove(table, delta, full)
+        if errors:
+            raise ProgrammingError("; ".join(errors))
+        return ApplyResult(refused=refused, full=full)
+
+    async def audit(self) -> bool:
+        """True where the rules of some family are not as programmed. Raises `ProgrammingError` if they cannot be read."""
+        try:
+            return any([await family.audit() for family in self._families])
+        except KernelError as error:
+            raise ProgrammingError(str(error)) from error
+
+    async def cleanup(self) -> None:
+        """Remove everything of ours, in every family."""
+        for family in self._families:
+            await family.cleanup()
+
+    async def _apply_family(
+        self, family: FamilyProgrammer, table: ForwardingTable, delta: Delta, health_ports: frozenset[int]
+    ) -> Mapping[ServicePortKey, str]:
+        if not family.needs_full_pass:
+            changes = {key: change.after for key, change in delta.rows.items() if key.family is family.family}
+            refused = await family.change(changes, health_ports)
+            if refused is not None:
+                return refused
+        rows = {key: row for key, row in table.rows.items() if key.family is family.family}
+        return await family.full_pass(rows, health_ports, first=[key for key in rows if _is_api_server(rows[key])])
+
+
+def _is_api_server(row: ServicePort) -> bool:
+    return row.key.name.service == ("default", "kubernetes")

@@ -1,0 +1,115 @@
+"""Owns the text given to iptables-restore: only the chains that change, each with all its rules, a table at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct, field
+
+from nodeproxy.programmer.iptables.base_chains import Jump
+from nodeproxy.programmer.iptables.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
+from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
+from nodeproxy.programmer.iptables.snapshot import TableSnapshot
+
+
+class TableTransaction(Struct):
+    """What to do to one table: `foreign` are whole lines (-I, -A, -D) about chains that are not ours."""
+
+    change: TableChange = field(default_factory=TableChange)
+    declare: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.change or self.declare or self.foreign)
+
+
+Transaction = Mapping[str, TableTransaction]
+
+
+def render(transaction: Transaction) -> str:
+    """Text for `iptables-restore --noflush`. A chain named is emptied first, or made; the others stay."""
+    lines: list[str] = []
+    for table, part in transaction.items():
+        if not part:
+            continue
+        chains, removed = part.change.chains, sorted(part.change.removed)
+        lines.append(f"*{table}")
+        lines += [f":{name} - [0:0]" for name in (*part.declare, *chains, *removed)]
+        lines += part.foreign
+        lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
+        lines += [f"-X {name}" for name in removed]
+        lines.append("COMMIT")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def incremental(plan: Plan) -> Transaction:
+    """The transaction of a plan, on top of what the kernel has."""
+    return {table: TableTransaction(change) for table, change in plan.tables.items()}
+
+
+def full(ruleset: Ruleset, jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
+    """What makes the kernel match a ruleset: only chains that differ are rewritten, and only ours are removed.
+
+    Rules of others that jump to a chain of ours (kube-proxy's own jumps, for instance) are replaced by our jumps.
+    """
+    wanted_jumps = list(jumps)
+    return {table: _full_table(table, ruleset, wanted_jumps, kernel[table]) for table in TABLES}
+
+
+def _full_table(table: str, ruleset: Ruleset, jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
+    part = TableTransaction()
+    wanted = dict(ruleset.chains(table))
+    part.change.chains = {name: rules for name, rules in wanted.items() if kernel.chains.get(name) != rules}
+    part.change.removed = {name for name in kernel.chains if is_ours(name) and name not in wanted}
+    here = [jump for jump in jumps if jump.table == table]
+    part.declare = sorted({jump.chain for jump in here if jump.chain not in kernel.chains and jump.chain == FIREWALL})
+    part.foreign = list(_replace_jumps(here, kernel, wanted))
+    return part
+
+
+def _replace_jumps(jumps: list[Jump], kernel: TableSnapshot, wanted: Mapping[str, list[str]]) -> Iterable[str]:
+    rules = {(jump.chain, jump.rule) for jump in jumps}
+    for chain, present in kernel.chains.items():
+        if is_ours(chain) or chain in wanted:
+            continue
+        for rule in present:
+            if is_ours(_target(rule)) and (chain, rule) not in rules:
+                yield f"-D {chain} {rule}"
+    for jump in jumps:
+        if jump.rule not in kernel.chains.get(jump.chain, ()):
+            yield f"-I {jump.chain} 1 {jump.rule}" if jump.prepend else f"-A {jump.chain} {jump.rule}"
+
+
+def cleanup(jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
+    """What removes everything of ours: our jumps, our chains, and nothing else.
+
+    Chains that others may use (KUBE-MARK-MASQ, KUBE-POSTROUTING, KUBE-FIREWALL) stay where somebody else does.
+    """
+    ours = list(jumps)
+    return {table: _cleanup_table([jump for jump in ours if jump.table == table], kernel[table]) for table in TABLES}
+
+
+def _cleanup_table(jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
+    mine = {(jump.chain, jump.rule) for jump in jumps}
+    gone = {name for name in kernel.chains if is_ours(name) or name in (MARK_MASQ, POSTROUTING)}
+    if FIREWALL in kernel.chains and all((FIREWALL, rule) in mine for rule in kernel.chains[FIREWALL]):
+        gone.add(FIREWALL)
+    part = TableTransaction()
+    for chain, present in kernel.chains.items():
+        for rule in present if chain not in gone else ():
+            target = _target(rule)
+            if is_ours(target) or ((chain, rule) in mine and (target != FIREWALL or FIREWALL in gone)):
+                part.foreign.append(f"-D {chain} {rule}")
+            else:
+                gone.discard(target)
+    part.change.removed = gone
+    return part
+
+
+def _target(rule: str) -> str:
+    return rule.rpartition("-j ")[2].partition(" ")[0]
+
+
+def serves(kernel: TableSnapshot) -> bool:
+    """Whether a nat table serves Services already: a clean start may take two steps, a restart only one."""
+    return bool(kernel.chains.get(SERVICES)) or bool(kernel.chains.get(NODE_PORTS))
