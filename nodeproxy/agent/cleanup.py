@@ -9,7 +9,7 @@ import structlog
 from nodeproxy.agent.node import available_families
 from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel.errors import ToolMissing
-from nodeproxy.kernel.ipset import IPSets
+from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables.affinity import AffinitySets
@@ -30,8 +30,7 @@ async def clean_up(variants: Sequence[str] | None) -> None:
     for variant in [Variant(name) for name in variants or ("legacy", "nft")]:
         for family in families:
             try:
-                programmer = await FamilyProgrammer.open(family, config, variant, AffinitySets(family, IPSets()))
-                await programmer.cleanup()
+                await FamilyProgrammer(family, config, XTables(variant, family.value), AffinitySets(family)).cleanup()
             except ProgrammingError as error:
                 if variants is None and isinstance(error.__cause__, ToolMissing):
                     continue

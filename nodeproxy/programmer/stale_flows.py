@@ -1,6 +1,6 @@
 """Owns which conntrack entries are stale after a change: UDP flows to a frontend whose backend is gone, or that had none.
 
-Conntrack keeps a UDP flow on its old path as long as packets come, so a client that keeps its source port would talk into the
+Conntrack keeps a UDP flow on its old path as long as packets come: a client that keeps its source port would talk into the
 void. TCP flows are left alone: they end by themselves, and established ones must survive (SPEC section 3).
 """
 

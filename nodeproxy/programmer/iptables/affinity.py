@@ -11,19 +11,22 @@ from collections.abc import Iterable
 
 from nodeproxy.forwarding.table import Family, ServicePortKey
 from nodeproxy.kernel.errors import KernelError
-from nodeproxy.kernel.ipset import IPSets, SetSpec
+from nodeproxy.kernel.ipset import IPSets
+from nodeproxy.kernel.ipset_messages import SetSpec
 from nodeproxy.programmer.iptables.names import AFFINITY_SET
 from nodeproxy.programmer.iptables.service_rules import AffinitySet
 
 _MAX_CLIENTS = 1 << 20
+# A set keeps its timeout for life, while a Service's may change; rules give the timeout with each entry they add.
+_DEFAULT_TIMEOUT_SECONDS = 10800
 
 
 class AffinitySets:
     """Creates and destroys affinity sets of one family. Sets that exist already, with their clients, are kept."""
 
-    def __init__(self, family: Family, ipsets: IPSets) -> None:
+    def __init__(self, family: Family) -> None:
         self._family = family
-        self._ipsets = ipsets
+        self._ipsets = IPSets()
 
     async def create(self, sets: Iterable[AffinitySet]) -> dict[ServicePortKey, str]:
         """Create sets that do not exist yet. Returns the rows whose sets the kernel refuses, with the reason."""
@@ -35,15 +38,18 @@ class AffinitySets:
                 name=item.name,
                 type="hash:ip",
                 family=int(self._family),
-                timeout=item.timeout,
+                timeout=_DEFAULT_TIMEOUT_SECONDS,
                 hash_size=64,
                 max_elements=_MAX_CLIENTS,
             )
             for item in wanted
         ]
         row_of_set = {item.name: item.key for item in wanted}
-        failed = await asyncio.to_thread(self._ipsets.create, specs)
-        return {row_of_set[error.item]: str(error) for error in failed}
+        try:
+            failed = await asyncio.to_thread(self._ipsets.create, specs)
+        except KernelError as error:
+            return dict.fromkeys(row_of_set.values(), str(error))
+        return {row_of_set[str(error.item)]: str(error) for error in failed}
 
     async def destroy(self, names: Iterable[str]) -> None:
         """Destroy sets by name. One that is still in use stays, for the next full pass to remove."""

@@ -8,7 +8,7 @@ tree that grew by increments equals one built afresh, and a change rewrites only
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
@@ -63,13 +63,14 @@ class AddressSpace:
 
     def __init__(self, family: Family, chain_prefix: str) -> None:
         self._bits = 32 if family is Family.IPV4 else 128
-        self._address = ipaddress.IPv4Address if family is Family.IPV4 else ipaddress.IPv6Address
+        self._socket_family = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
         self._chain_prefix = chain_prefix
         self.width = self._bits + _SERVICE_BITS
 
     def key(self, address: str, protocol: IPProtocol, port: int) -> int:
         """Key of a frontend; `address` is canonical text."""
-        return (int(self._address(address)) << _SERVICE_BITS) | (_PROTOCOL_CODE[protocol] << 16) | port
+        number = int.from_bytes(socket.inet_pton(self._socket_family, address))
+        return (number << _SERVICE_BITS) | (_PROTOCOL_CODE[protocol] << 16) | port
 
     def match(self, prefix: int, length: int) -> tuple[str, str]:
         if length <= self._bits:
@@ -87,7 +88,8 @@ class AddressSpace:
         return self._chain_prefix + hash16(f"{prefix:x}/{length}")
 
     def _network(self, prefix: int, length: int) -> str:
-        return f"{self._address(prefix << (self._bits - length))}/{length}"
+        packed = (prefix << (self._bits - length)).to_bytes(self._bits // 8)
+        return f"{socket.inet_ntop(self._socket_family, packed)}/{length}"
 
 
 class PortSpace:

@@ -15,7 +15,7 @@ import structlog
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
 from nodeproxy.kernel.errors import KernelError, RestoreRefused
 from nodeproxy.kernel.xtables import XTables
-from nodeproxy.kernel.xtables_tools import Variant, find_tools
+from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables import transaction as tx
 from nodeproxy.programmer.iptables.affinity import AffinitySets
@@ -51,7 +51,7 @@ class FamilyProgrammer:
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
         """Find the tools, and what they and the kernel can do. Raises `ProgrammingError`."""
         try:
-            xtables = XTables(find_tools(variant, family.value))
+            xtables = XTables(variant, family.value)
             return cls(family, config, xtables, sets, await xtables.random_fully_supported())
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(family)}: {error}") from error
@@ -112,11 +112,11 @@ class FamilyProgrammer:
         ruleset = self._ruleset
         if ruleset is None:
             return False
-        stamp = self._xtables.stamp()
+        stamp = await self._xtables.stamp()
         if stamp == self._stamp:
             return False
         kernel = await self._read()
-        if any(tx.full(ruleset, jumps(self.family, self._config), kernel).values()):
+        if any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values()):
             self._ruleset = None
             return True
         self._stamp = stamp
@@ -141,27 +141,31 @@ class FamilyProgrammer:
         plan = ruleset.change(rows)
         self._health_ports = frozenset()
         self._change_health_ports(ruleset, plan, health_ports)
-        refused = await self._sets.create(ruleset.sets())
-        ruleset.change(dict.fromkeys(refused))
+        refused = await self._sets.create(plan.new_sets)
         try:
-            await self._restore_full(ruleset, kernel)
+            if refused:
+                ruleset.change(dict.fromkeys(refused))
+                await self._restore_full(ruleset.chains(), kernel)
+            else:
+                frame = ruleset.frame()
+                await self._restore_full({table: frame[table] | plan.tables[table].chains for table in TABLES}, kernel)
         except RestoreRefused as error:
             found = await self._find_refused(ruleset, error)
             if not found:
                 raise
             refused |= found
             ruleset.change(dict.fromkeys(found))
-            await self._restore_full(ruleset, await self._read())
+            await self._restore_full(ruleset.chains(), await self._read())
         self._ruleset = ruleset
         await self._sets.keep_only(item.name for item in ruleset.sets())
         return refused
 
-    async def _restore_full(self, ruleset: Ruleset, kernel: Mapping[str, TableSnapshot]) -> None:
-        text = tx.render(tx.full(ruleset, jumps(self.family, self._config), kernel))
+    async def _restore_full(self, wanted: tx.Chains, kernel: Mapping[str, TableSnapshot]) -> None:
+        text = tx.render(tx.full(wanted, jumps(self.family, self._config), kernel))
         if text:
             await self._restore(text)
         else:
-            self._stamp = self._xtables.stamp()
+            self._stamp = await self._xtables.stamp()
 
     async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused) -> dict[ServicePortKey, str]:
         """Which rows the kernel refuses: the one that the error names, and by bisection those it does not name."""
@@ -200,10 +204,10 @@ class FamilyProgrammer:
         return {}
 
     async def _restore(self, text: str) -> None:
-        undisturbed = self._xtables.stamp() == self._stamp
+        undisturbed = (await self._xtables.stamp()) == self._stamp
         await self._xtables.restore(text)
         # Where somebody else changed the tables since our last look, the next audit must read them.
-        self._stamp = self._xtables.stamp() if undisturbed or self._ruleset is None else None
+        self._stamp = await self._xtables.stamp() if undisturbed or self._ruleset is None else None
 
     async def _read(self) -> dict[str, TableSnapshot]:
         return {table: parse_save(await self._xtables.save(table), table) for table in TABLES}

@@ -9,7 +9,6 @@ import structlog
 
 from nodeproxy.forwarding.table import Delta, ForwardingTable, ServicePort, ServicePortKey
 from nodeproxy.kernel.errors import KernelError
-from nodeproxy.kernel.ipset import IPSets
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables.affinity import AffinitySets
@@ -30,9 +29,8 @@ class IptablesProgrammer:
 
     async def prepare(self) -> None:
         """Check the tools of each family. Raises `ProgrammingError` if one is missing."""
-        ipsets = IPSets()
         self._families = [
-            await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family, ipsets))
+            await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family))
             for family in self._config.families
         ]
 

@@ -70,15 +70,22 @@ class Ruleset:
         """Rules of one row."""
         return self._translator.translate(row)
 
-    def chains(self, table: str) -> Iterator[tuple[str, list[str]]]:
-        """Every wanted chain of a table with its rules."""
-        yield from self._fixed[table].items()
-        for tree in self._trees(table):
-            for name, rules in tree.chains():
-                yield name, self._complete(table, name, rules)
-        if table == "nat":
-            for row in self.rows.values():
-                yield from self.translate(row).chains.items()
+    def chains(self) -> dict[str, dict[str, list[str]]]:
+        """Every wanted chain with its rules, by table. Translates all rows: for full passes and audits only."""
+        chains = self.frame()
+        for row in self.rows.values():
+            chains["nat"].update(self.translate(row).chains)
+        return chains
+
+    def frame(self) -> dict[str, dict[str, list[str]]]:
+        """The wanted chains that belong to no row: fixed ones, and the dispatch trees. By table."""
+        return {
+            table: {
+                **self._fixed[table],
+                **{name: self._complete(table, name, rules) for tree in self._trees(table) for name, rules in tree.chains()},
+            }
+            for table in TABLES
+        }
 
     def sets(self) -> Iterator[AffinitySet]:
         """Every wanted set."""

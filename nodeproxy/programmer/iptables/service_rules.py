@@ -8,6 +8,7 @@ numbers were validated in `nodeproxy.cluster`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -31,11 +32,10 @@ _NODE_SOURCE = "-m addrtype --src-type LOCAL"
 
 
 class AffinitySet(Struct, frozen=True):
-    """An ipset (hash:ip) of clients that hold on to one endpoint; entries expire `timeout` seconds after their last use."""
+    """An ipset (hash:ip) of the clients that hold on to one endpoint of a row."""
 
     name: str
     key: ServicePortKey
-    timeout: int
 
 
 class ServiceRules(Struct, frozen=True):
@@ -121,7 +121,7 @@ class Translator:
         """KUBE-SEP chain of an endpoint with affinity: remember the client (anew with each connection), then go there."""
         if f"KUBE-SEP-{name}" in rules.chains:
             return
-        rules.sets.append(AffinitySet(f"{self._affinity}{name}", row.key, timeout))
+        rules.sets.append(AffinitySet(f"{self._affinity}{name}", row.key))
         rules.chains[f"KUBE-SEP-{name}"] = [
             f"-j SET --add-set {self._affinity}{name} src --exist --timeout {timeout}",
             f"-p {row.key.protocol} -j DNAT --to-destination {_endpoint(backend)}",
@@ -154,6 +154,7 @@ def _endpoint(backend: Backend) -> str:
     return f"[{backend.address}]:{backend.port}" if ":" in backend.address else f"{backend.address}:{backend.port}"
 
 
+@lru_cache(maxsize=4096)
 def _share(remaining: int) -> str:
     """Match that holds with probability 1/remaining, as iptables-save prints it: the kernel keeps 31 bits of it."""
     if remaining == 1:

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from nodeproxy.programmer.iptables.base_chains import Jump
 from nodeproxy.programmer.iptables.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
-from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
+from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, TableChange
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot
 
 
@@ -47,18 +47,21 @@ def incremental(plan: Plan) -> Transaction:
     return {table: TableTransaction(change) for table, change in plan.tables.items()}
 
 
-def full(ruleset: Ruleset, jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
-    """What makes the kernel match a ruleset: only chains that differ are rewritten, and only ours are removed.
+Chains = Mapping[str, Mapping[str, list[str]]]
+"""Rules of every chain, by table."""
+
+
+def full(wanted: Chains, jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
+    """What makes the kernel match the wanted chains: only those that differ are rewritten, and only ours are removed.
 
     Rules of others that jump to a chain of ours (kube-proxy's own jumps, for instance) are replaced by our jumps.
     """
     wanted_jumps = list(jumps)
-    return {table: _full_table(table, ruleset, wanted_jumps, kernel[table]) for table in TABLES}
+    return {table: _full_table(table, wanted[table], wanted_jumps, kernel[table]) for table in TABLES}
 
 
-def _full_table(table: str, ruleset: Ruleset, jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
+def _full_table(table: str, wanted: Mapping[str, list[str]], jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
     part = TableTransaction()
-    wanted = dict(ruleset.chains(table))
     part.change.chains = {name: rules for name, rules in wanted.items() if kernel.chains.get(name) != rules}
     part.change.removed = {name for name in kernel.chains if is_ours(name) and name not in wanted}
     here = [jump for jump in jumps if jump.table == table]

@@ -1,0 +1,114 @@
+"""Owns transactions on the packet filter through iptables-restore, of one variant (legacy, nft) and one IP family.
+
+The text is the caller's; this module runs it, waits for the xtables lock, and turns a refusal into a typed error that names
+the line, the chain and the rule as far as the variant tells them.
+"""
+
+import asyncio
+import os
+from typing import Final
+
+from nodeproxy.kernel.errors import PermissionMissing, RestoreRefused, ToolFailed
+from nodeproxy.kernel.restore_errors import restore_error
+from nodeproxy.kernel.xtables_stamp import ChangeStamp, LegacyStamps, NftStamps, legacy_tables
+from nodeproxy.kernel.xtables_tools import Tools, Variant, find_tools, run_tool
+
+__all__ = ["ChangeStamp", "Tools", "Variant", "XTables", "find_tools"]
+
+_DEFAULT_LOCK_FILE: Final = "/run/xtables.lock"
+_PROBE_CHAIN: Final = "NODEPROXY-PROBE"
+
+
+class XTables:
+    """The tables of one variant and IP family (4 or 6), in the network namespace of the calling thread.
+
+    `lock_timeout_seconds` is how long legacy programs wait for the xtables lock, at least 1: they take 0 as for ever. The
+    nft variant has no lock and ignores it. Not meant for two restores at once: the caller keeps their order. Programs are
+    looked for on PATH when first needed.
+    """
+
+    def __init__(self, variant: Variant, family: int, lock_timeout_seconds: int = 5) -> None:
+        if family not in (4, 6):
+            raise ValueError(f"IP family must be 4 or 6, not {family}")
+        self.variant: Final = variant
+        self.family: Final = family
+        self._lock_timeout_seconds = max(1, lock_timeout_seconds)
+        self._tools: Tools | None = None
+        self._stamps: LegacyStamps | NftStamps | None = None
+
+    async def tools(self) -> Tools:
+        """The programs that this object runs. Raises ToolMissing."""
+        if self._tools is None:
+            self._tools = await asyncio.to_thread(find_tools, self.variant, self.family)
+        return self._tools
+
+    def close(self) -> None:
+        """Close the socket that `stamp` keeps."""
+        if self._stamps is not None:
+            self._stamps.close()
+            self._stamps = None
+
+    async def restore(self, text: bytes | str) -> None:
+        """Carry out the transactions in `text` (iptables-save format), leaving every chain alone that it does not name.
+
+        Each table is all or nothing; a table that was committed before another one was refused stays changed.
+
+        Raises RestoreRefused, LockHeld, PermissionMissing, ToolMissing, and ToolFailed for anything else. On cancellation
+        the program is killed.
+        """
+        data = text.encode() if isinstance(text, str) else text
+        # No --wait-interval: 1.8.9 deprecates it. Without --wait legacy restore waits for the lock without end.
+        program = (await self.tools()).restore
+        arguments = [program, "--noflush", "--wait", str(self._lock_timeout_seconds)]
+        status, _, stderr = await run_tool(arguments, data)
+        if status != 0:
+            lock_file = os.environ.get("XTABLES_LOCKFILE", _DEFAULT_LOCK_FILE)
+            raise restore_error(
+                stderr,
+                data,
+                tool=program,
+                exit_status=status,
+                waited_seconds=self._lock_timeout_seconds,
+                lock_file=lock_file,
+            )
+
+    async def save(self, table: str, *, counters: bool = False) -> str:
+        """The table in iptables-save format; "" for a legacy table that does not exist, which is not created by looking.
+
+        Raises ToolFailed, PermissionMissing, ToolMissing.
+        """
+        if self.variant is Variant.LEGACY and table not in legacy_tables(self.family):
+            return ""
+        program = (await self.tools()).save
+        arguments = [program, "--table", table, *(["--counters"] if counters else [])]
+        status, output, stderr = await run_tool(arguments)
+        if status != 0:
+            message = " ".join(stderr.split())
+            if "you must be root" in message or "Permission denied" in message:
+                raise PermissionMissing("read the packet filter", message)
+            raise ToolFailed(program, status, message)
+        return output.decode(errors="replace")
+
+    async def stamp(self) -> ChangeStamp:
+        """A mark that differs once somebody, ourselves included, changed the tables; see xtables_stamp for its limits.
+
+        Takes some ten microseconds whatever the size of the tables. Raises PermissionMissing, FeatureMissing,
+        RequestRefused.
+        """
+        if self._stamps is None:
+            self._stamps = LegacyStamps(self.family) if self.variant is Variant.LEGACY else NftStamps()
+        return self._stamps.read()
+
+    async def random_fully_supported(self) -> bool:
+        """Whether program and kernel know MASQUERADE --random-fully: tried in a chain that nothing jumps to.
+
+        The first transaction adds the rule, so that the kernel itself has seen it, the second removes chain and rule; if the
+        first is refused nothing was made. Raises what `restore` raises, RestoreRefused apart.
+        """
+        add = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-A {_PROBE_CHAIN} -j MASQUERADE --random-fully\nCOMMIT\n"
+        remove = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-X {_PROBE_CHAIN}\nCOMMIT\n"
+        try:
+            await self.restore(add + remove)
+        except RestoreRefused:
+            return False
+        return True

@@ -1,0 +1,169 @@
+"""Owns the conformance runner: sends a scene's packets for real and says what differs from what was expected.
+
+Each flow is sent several times: often enough that every endpoint that may answer is seen to (the chance that one is
+missed although all are equally likely is below one in 10^9). Before the agent is started each flow is sent once, to
+show that its packets pass the node undisturbed: a DROP seen later is then the agent's doing, not a gap in the sandbox.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodeproxy.sandbox.agent import Variant
+from nodeproxy.sandbox.client import Answered, Connected, Dropped, NoListener, Probe, Rejected, Verdict, probe_many
+from nodeproxy.sandbox.scene import ON_NODE, OUTSIDE, Flow, Layout, Scene, lay_out, sticky
+
+FEW: Final = 6
+MISSED: Final = 1e-9
+CLOSED_PORT: Final = 9  # on the node, not accepted by any rule: shows that the INPUT policy is in force
+
+StartAgent = Callable[[Layout], AbstractContextManager[object]]
+
+
+@dataclass(slots=True)
+class FlowResult:
+    """A flow, how often each verdict was seen, and what is wrong with that (nothing: the flow is as expected)."""
+
+    flow: Flow
+    seen: Counter[str]
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        seen = ", ".join(f"{count} x {what}" for what, count in self.seen.most_common())
+        return f"{self.flow}; seen {seen}" + "".join(f"\n    {problem}" for problem in self.problems)
+
+
+def probes_for(choices: int) -> int:
+    """How many probes show every one of so many equally likely endpoints."""
+    return FEW if choices < 2 else math.ceil(math.log(choices / MISSED) / -math.log(1 - 1 / choices))
+
+
+def run_scene(scene: Scene, start: StartAgent, variant: Variant) -> list[FlowResult]:
+    """Lay a scene out, start an agent, send every flow; one result for each, the ACCEPT flows last."""
+    with lay_out(scene) as layout:
+        wrong = [result for flow in scene.flows if (result := check_path(layout, flow)).problems]
+        if wrong:
+            return wrong
+        with start(layout):
+            results = [check_flow(layout, flow) for flow in scene.flows if flow.expect != "ACCEPT"]
+            accepted = [flow for flow in scene.flows if flow.expect == "ACCEPT"]
+            if accepted:
+                with closed_input(layout, variant):
+                    results += [check_accept(layout, flow) for flow in accepted]
+    return results
+
+
+def _send(layout: Layout, flow: Flow, count: int) -> list[Verdict]:
+    one = Probe(flow.destination, flow.port, flow.protocol, flow.source)
+    with layout.sender(flow) as where:
+        return probe_many(where, [one] * count)
+
+
+def _result(flow: Flow, verdicts: list[Verdict]) -> FlowResult:
+    return FlowResult(flow, Counter(_short(verdict) for verdict in verdicts))
+
+
+def _short(verdict: Verdict) -> str:
+    return f"{verdict.name} saw {verdict.source}" if isinstance(verdict, Answered) else str(verdict)
+
+
+def check_path(layout: Layout, flow: Flow) -> FlowResult:
+    """Without an agent, a flow's packet must get through to whatever stands at its end, source unchanged."""
+    verdicts = _send(layout, flow, 1)
+    result = _result(flow, verdicts)
+    through = isinstance(verdicts[0], Answered) and verdicts[0].source == flow.source
+    if not through and not (flow.expect == "ACCEPT" and isinstance(verdicts[0], NoListener)):
+        result.problems.append("the sandbox itself does not let this packet through")
+    return result
+
+
+def check_flow(layout: Layout, flow: Flow) -> FlowResult:
+    """Send a flow and compare."""
+    choices = len(flow.expect) if isinstance(flow.expect, list) else 1
+    verdicts = _send(layout, flow, probes_for(choices))
+    result = _result(flow, verdicts)
+    if isinstance(flow.expect, list):
+        result.problems += _endpoint_problems(layout, flow, verdicts)
+    elif flow.expect == "no-match":
+        result.problems += _untouched_problems(flow, verdicts)
+    else:
+        wanted = {"REJECT": Rejected, "DROP": Dropped}[flow.expect]
+        if not all(isinstance(verdict, wanted) for verdict in verdicts):
+            result.problems.append(f"not always {wanted.__name__}")
+    return result
+
+
+def _endpoint_problems(layout: Layout, flow: Flow, verdicts: list[Verdict]) -> Iterator[str]:
+    answers = [verdict for verdict in verdicts if isinstance(verdict, Answered)]
+    expected = set(flow.expect)
+    names = {answer.name for answer in answers}
+    if len(answers) < len(verdicts):
+        yield f"{len(verdicts) - len(answers)} of {len(verdicts)} not answered"
+    if names - expected:
+        yield f"answered by {sorted(names - expected)}"
+    if sticky(layout.scene, flow):
+        if len(names) > 1:
+            yield "affinity, but more than one endpoint answered one client"
+    elif expected - names:
+        yield f"never answered by {sorted(expected - names)}"
+    for source in sorted({answer.source for answer in answers}):
+        if flow.masquerade and (source == flow.source or source not in layout.box.owned_addresses()):
+            yield f"not masqueraded: source {source} arrived"
+        if not flow.masquerade and source != flow.source:
+            yield f"masqueraded: source {source} arrived"
+
+
+def _untouched_problems(flow: Flow, verdicts: list[Verdict]) -> Iterator[str]:
+    for verdict in verdicts:
+        untouched = isinstance(verdict, Answered) and verdict.name in (ON_NODE, OUTSIDE)
+        if not untouched or not isinstance(verdict, Answered) or verdict.source != flow.source:
+            yield f"not left alone: {_short(verdict)}"
+
+
+@contextmanager
+def closed_input(layout: Layout, variant: Variant) -> Iterator[None]:
+    """A node whose own firewall lets nothing new in, except what the agent's rules accept."""
+    tools = [f"iptables-{variant}", f"ip6tables-{variant}"]
+    rules = [
+        ["-i", "lo", "-j", "ACCEPT"],
+        ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"],
+    ]
+    for tool in tools:
+        discovery = [["-p", "ipv6-icmp", "-j", "ACCEPT"]] if tool.startswith("ip6") else []
+        for rule in [*rules, *discovery]:
+            layout.box.node.command([tool, "-w", "5", "-A", "INPUT", *rule])
+        layout.box.node.command([tool, "-w", "5", "-P", "INPUT", "DROP"])
+    try:
+        yield
+    finally:
+        for tool in tools:
+            layout.box.node.command([tool, "-w", "5", "-P", "INPUT", "ACCEPT"])
+
+
+def check_accept(layout: Layout, flow: Flow) -> FlowResult:
+    """The packet must reach a listener although the node's INPUT policy is DROP, and a port beside it must not."""
+    node = layout.box.node
+    for port, name in ((flow.port, ON_NODE), (CLOSED_PORT, "closed")):
+        try:
+            layout.box.serve(node, flow.destination, port, protocol=flow.protocol, name=name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # in use: the agent's own health check server listens there
+                raise
+    verdicts = _send(layout, flow, FEW)
+    result = _result(flow, verdicts)
+    for verdict in verdicts:
+        reached = isinstance(verdict, Answered) and (verdict.name, verdict.source) == (ON_NODE, flow.source)
+        if not reached and not isinstance(verdict, Connected):
+            result.problems.append(f"not accepted: {_short(verdict)}")
+    with layout.sender(flow) as where:
+        beside = Probe(flow.destination, CLOSED_PORT, flow.protocol, flow.source)
+        control = probe_many(where, [beside])[0]
+    if not isinstance(control, Dropped):
+        result.problems.append(f"the node's policy is not in force: port {CLOSED_PORT} gave {_short(control)}")
+    return result
