@@ -1,0 +1,209 @@
+"""Builds etcd and the Kubernetes programs from their Go modules, once for each version, into a cache.
+
+The result is a directory with one static program and a symbolic link to it for each component (see gomod/main.go):
+`${NODEPROXY_CACHE:-~/.cache/nodeproxy}/kubernetes-VERSION-HASH/bin`, where the hash is that of everything that goes into
+the build. The first build takes about seven minutes on two cores; later ones, with Go's own cache warm, some seconds.
+
+It needs nothing but Python and Go, so it can run before anything is installed:
+
+    python hack/controlplane/build.py     # progress on standard error, the directory on standard output
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "gomod"
+PROGRAM = "kubernetes"
+_REPORT_EVERY = 15.0
+_TOOLCHAINS_SINCE = (1, 21)  # from here on Go fetches the toolchain that go.mod asks for
+
+
+class BuildError(Exception):
+    """The programs cannot be built here; the message says what to do."""
+
+
+def version() -> str:
+    """The version of Kubernetes that go.mod requires, as `v1.36.2`."""
+    return _from_go_mod(r"\bk8s\.io/kubernetes (v\S+)")
+
+
+def cache() -> Path:
+    """Where this project keeps what is costly to make, outside the repository."""
+    return Path(os.environ.get("NODEPROXY_CACHE") or Path.home() / ".cache" / "nodeproxy")
+
+
+def binary(name: str) -> Path:
+    """The program of this name: from `KUBEBUILDER_ASSETS` if it is there, else built (or found in the cache)."""
+    assets = _assets()
+    if assets and (assets / name).exists():
+        return assets / name
+    return build() / name
+
+
+def binaries() -> Path:
+    """The directory of the programs: `KUBEBUILDER_ASSETS` if it has etcd and kube-apiserver, else what `build` gives."""
+    return _assets() or build()
+
+
+def build() -> Path:
+    """Builds the programs unless the cache has them, and returns their directory.
+
+    Two that build at once wait for each other, and nobody sees half a build.
+    """
+    target = cache() / f"kubernetes-{version()}-{_fingerprint()}"
+    if (target / "bin").is_dir():
+        return target / "bin"
+    go = _go()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f"{target.name}.lock")):
+        if not (target / "bin").is_dir():  # else somebody built it while we waited
+            _build(go, target)
+    return target / "bin"
+
+
+def _build(go: str, target: Path) -> None:
+    _say(f"building Kubernetes {version()} into {target}: seven minutes on two cores, seconds if Go's cache is warm")
+    started = time.monotonic()
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        bin_ = scratch / "bin"
+        bin_.mkdir()
+        _compile([go, "build", "-v", *_flags(), "-o", str(bin_ / PROGRAM), "."])
+        components = subprocess.run([bin_ / PROGRAM, "--list"], check=True, capture_output=True, text=True).stdout
+        for component in components.split():
+            (bin_ / component).symlink_to(PROGRAM)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _say(f"built in {time.monotonic() - started:.0f} s")
+
+
+def _flags() -> list[str]:
+    major, minor, _ = version().removeprefix("v").split(".", 2)
+    values = {"gitVersion": version(), "gitMajor": major, "gitMinor": minor, "gitTreeState": "archive", "gitCommit": ""}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    stamps = " ".join(f"-X {package}.{name}={value}" for package in packages for name, value in values.items())
+    return ["-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamps}"]
+
+
+def _compile(command: list[str]) -> None:
+    """Runs the Go build, telling now and then how far it has come; with -v it names each package that it compiles."""
+    env = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
+    started = reported = time.monotonic()
+    compiled, other = 0, []
+    with (
+        subprocess.Popen(command, cwd=SOURCES, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert process.stderr is not None
+        selector.register(process.stderr, selectors.EVENT_READ)
+        pending = b""
+        while True:
+            if selector.select(_REPORT_EVERY):
+                chunk = os.read(process.stderr.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    if re.fullmatch(rb"[\w.~/+-]+", line):
+                        compiled += 1
+                    else:
+                        other.append(line.decode(errors="replace"))
+            if time.monotonic() - reported >= _REPORT_EVERY:
+                reported = time.monotonic()
+                _say(f"  {reported - started:4.0f} s: {compiled} packages compiled")
+    if process.returncode:
+        message = "\n".join([*other[-40:], pending.decode(errors="replace")])
+        raise BuildError(f"{' '.join(command[:2])} in {SOURCES} failed:\n{message}")
+
+
+def _go() -> str:
+    """Finds Go, and checks that it can build what go.mod asks for."""
+    wanted = _numbers(_from_go_mod(r"^go (\S+)"))
+    advice = (
+        f"Building Kubernetes {version()} needs Go {_dotted(wanted)}, or any from {_dotted(_TOOLCHAINS_SINCE)} on that may "
+        "fetch it (GOTOOLCHAIN=auto). On Debian 12 `apt-get install golang` gives 1.19, which is too old: unpack a release "
+        "from Go's download page into /usr/local and put /usr/local/go/bin on PATH. To build nothing, set "
+        "KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver in it, or NODEPROXY_TEST_KUBECONFIG to the "
+        "kubeconfig of a cluster for tests."
+    )
+    go = shutil.which("go")
+    if go is None:
+        raise BuildError(f"There is no `go` on PATH. {advice}")
+    env = os.environ | {"GOTOOLCHAIN": "local"}
+    output = subprocess.run([go, "version"], cwd="/", env=env, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\bgo(\d+(?:\.\d+)+)", output)
+    have = _numbers(found.group(1)) if found else (0,)
+    fetches = have >= _TOOLCHAINS_SINCE and os.environ.get("GOTOOLCHAIN", "auto") != "local"
+    if have < wanted and not fetches:
+        raise BuildError(f"{go} is Go {_dotted(have)}. {advice}")
+    return go
+
+
+def _assets() -> Path | None:
+    given = os.environ.get("KUBEBUILDER_ASSETS")
+    if not given:
+        return None
+    missing = [name for name in ("etcd", "kube-apiserver") if not (Path(given) / name).exists()]
+    if missing:
+        _say(f"KUBEBUILDER_ASSETS={given} has no {' and no '.join(missing)}: passed over")
+        return None
+    return Path(given)
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256(platform.machine().encode())
+    digest.update("\0".join(_flags()).encode())
+    for name in ("go.mod", "go.sum", "main.go"):
+        digest.update((SOURCES / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _from_go_mod(pattern: str) -> str:
+    match = re.search(pattern, (SOURCES / "go.mod").read_text(), re.MULTILINE)
+    if match is None:
+        raise BuildError(f"{SOURCES / 'go.mod'} has nothing like {pattern}")
+    return match.group(1)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another build holds {path}: waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        print(binaries())
+    except BuildError as error:
+        sys.exit(str(error))

@@ -1,0 +1,64 @@
+"""Owns the short excerpt of what the kernel holds for one Service: iptables rules, or IPVS virtual servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nodeproxy.sandbox.namespace import Namespace
+
+SHOWN = 32  # lines
+_HOOKS = ("PREROUTING", "OUTPUT")
+
+
+def excerpt(node: Namespace, words: Sequence[str]) -> tuple[str, list[str]]:
+    """A title and the lines about a Service, found by words such as its addresses and its name."""
+    virtual = node.run(_virtual_servers)
+    if any(line.startswith(("TCP", "UDP", "SCTP")) for line in virtual):
+        return "/proc/net/ip_vs of the node", virtual[:SHOWN]
+    for variant in ("nft", "legacy"):
+        saved = node.command([f"iptables-{variant}-save", "-t", "nat"]).stdout.splitlines()
+        lines = about([line for line in saved if line.startswith("-A ")], words)
+        if lines:
+            return f"iptables-{variant}-save -t nat, what concerns this Service", lines
+    return "no rules found for this Service", []
+
+
+def _virtual_servers() -> list[str]:
+    table = Path("/proc/thread-self/net/ip_vs")
+    return table.read_text().splitlines() if table.exists() else []
+
+
+def _chain(line: str) -> str:
+    return line.split()[1]
+
+
+def _target(line: str) -> str | None:
+    match = re.search(r" -[jg] (\S+)", line)
+    return match[1] if match else None
+
+
+def about(rules: Sequence[str], words: Iterable[str]) -> list[str]:
+    """The rules that hold one of the words, and the jumps that lead to their chains, in the order packets meet them."""
+    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![\w])" for word in words))
+    wanted = [line for line in rules if pattern.search(line)]
+    chains = {_chain(line) for line in wanted}
+    while True:
+        jumps = [line for line in rules if _target(line) in chains and line not in wanted]
+        if not jumps:
+            break
+        wanted += jumps
+        chains |= {_chain(line) for line in jumps}
+    ordered = []
+    queue = [hook for hook in _HOOKS if hook in chains][:1] or sorted(chains)
+    visited: set[str] = set()
+    while queue:
+        chain = queue.pop(0)
+        if chain in visited:
+            continue
+        visited.add(chain)
+        mine = [line for line in rules if _chain(line) == chain and line in wanted]
+        ordered += mine
+        queue += [target for line in mine if (target := _target(line)) in chains and target not in visited]
+    return ordered[:SHOWN] + (["…"] if len(ordered) > SHOWN else [])
