@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 from rich.live import Live
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -143,25 +143,22 @@ class Traffic:
     def table(self, title: str) -> Table:
         """Answers for each backend, as they stand."""
         table = Table(title=title, title_justify="left", title_style="bold italic")
-        for head in ("backend", "address", "node"):
-            table.add_column(head)
-        for head in ("ClusterIP, from a pod", "NodePort, from outside"):
-            table.add_column(head, justify="right")
-        table.add_column("share", no_wrap=True)
-        table.add_column("", min_width=len("server stopped"))
+        for head, justify in (("backend", "left"), ("address", "left"), ("ClusterIP", "right"), ("NodePort", "right")):
+            table.add_column(head, justify=justify)  # type: ignore[arg-type]
+        table.add_column("share of all", no_wrap=True, min_width=20)
         whole = max(1, self.total())
         for name, address in WEB_BACKENDS.items():
             counts = [self.answers[way][name] for way in ("pod", "outside")]
             share = sum(counts) / whole
-            out = name == REMOVED and self.removed_at is not None
-            state = ("server stopped" if self.gone else "removed") if out else ""
-            bar = f"{'#' * round(share * 40):<14}{share:4.0%}"
-            node = "this" if name in LOCAL_BACKENDS else "another"
-            table.add_row(name, address, node, *map(str, counts), bar, state, style="dim" if out else "")
+            bar = f"{'#' * round(share * 40):<15}{share:4.0%}"
+            if name == REMOVED and self.removed_at is not None:
+                bar = "server stopped" if self.gone else "out of the manifests"
+                table.add_row(name, address, *map(str, counts), bar, style="dim")
+            else:
+                table.add_row(name, address, *map(str, counts), bar)
         table.add_section()
         failed = Text(f"{len(self.failures)} failed", style="bold red" if self.failures else "bold green")
-        totals = [str(counter.total()) for counter in self.answers.values()]
-        table.add_row("all", f"{self.total()} requests", "", *totals, failed, "")
+        table.add_row("all", f"{self.total()} requests", *(str(c.total()) for c in self.answers.values()), failed)
         return table
 
 
@@ -178,7 +175,7 @@ def run_for(seconds: float, traffic: Traffic, show: Callable[[], None]) -> None:
 @contextmanager
 def display(console: Console, traffic: Traffic) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
     """Two ways to show the table: as it changes (on a terminal only), and at the end of a step (else)."""
-    title = f"Service shop/web: ClusterIP {WEB}:{WEB_PORT}, NodePort {NODE_IP}:{WEB_NODE_PORT}"
+    title = f"Service shop/web: ClusterIP {WEB}:{WEB_PORT} (from a pod), NodePort {WEB_NODE_PORT} (from outside)"
     if console.is_terminal:
         with Live(traffic.table(title), console=console, refresh_per_second=10) as live:
             yield (lambda: live.update(traffic.table(title))), live.console.print
@@ -232,11 +229,10 @@ def rules_step(console: Console, box: Sandbox) -> None:
     """What the kernel has for Service shop/web."""
     words = [WEB, str(WEB_NODE_PORT), "shop/web", *(f"{address}:8080" for address in WEB_BACKENDS.values())]
     title, lines = excerpt(box.node, words)
-    body = Text("\n".join(lines), overflow="ellipsis", no_wrap=console.is_terminal)
-    if console.is_terminal:
-        console.print(Panel(body, title=title, title_align="left"))
-    else:
-        console.print(Text(title, style="bold"), body, "", sep="\n", soft_wrap=True)
+    console.print(Text(title, style="bold italic"))
+    for line in lines:
+        console.print(Text("\n".join(textwrap.wrap(line, console.width - 1, subsequent_indent=" " * 8))))
+    console.print()
 
 
 def verdict(console: Console, traffic: Traffic, strayed: int, started: float) -> int:

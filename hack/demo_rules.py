@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nodeproxy.sandbox.namespace import Namespace
 
-SHOWN = 32  # lines
+SHOWN = 40  # lines
 _HOOKS = ("PREROUTING", "OUTPUT")
 
 
@@ -19,10 +19,24 @@ def excerpt(node: Namespace, words: Sequence[str]) -> tuple[str, list[str]]:
         return "/proc/net/ip_vs of the node", virtual[:SHOWN]
     for variant in ("nft", "legacy"):
         saved = node.command([f"iptables-{variant}-save", "-t", "nat"]).stdout.splitlines()
-        lines = about([line for line in saved if line.startswith("-A ")], words)
+        lines = by_chain(about([line for line in saved if line.startswith("-A ")], words))
         if lines:
-            return f"iptables-{variant}-save -t nat, what concerns this Service", lines
+            return f"iptables-{variant}-save -t nat: what concerns shop/web, chain by chain, without comments", lines
     return "no rules found for this Service", []
+
+
+def by_chain(rules: Iterable[str]) -> list[str]:
+    """The rules under the names of their chains, without comments and what says nothing beside them."""
+    lines: list[str] = []
+    last = ""
+    for rule in rules:
+        _, chain, words = rule.split(" ", 2)
+        if chain != last:
+            lines.append(chain)
+            last = chain
+        words = re.sub(r'-m comment --comment ("(\\.|[^"\\])*"|\S+) ?', "", words)
+        lines.append("    " + re.sub(r"-m (tcp|udp|sctp) ", "", words))
+    return lines[:SHOWN] + (["    …"] if len(lines) > SHOWN else [])
 
 
 def _virtual_servers() -> list[str]:
@@ -61,4 +75,4 @@ def about(rules: Sequence[str], words: Iterable[str]) -> list[str]:
         mine = [line for line in rules if _chain(line) == chain and line in wanted]
         ordered += mine
         queue += [target for line in mine if (target := _target(line)) in chains and target not in visited]
-    return ordered[:SHOWN] + (["…"] if len(ordered) > SHOWN else [])
+    return ordered

@@ -10,8 +10,8 @@ lint() {
 unit() { python -m pytest -q tests -m "not kernel and not controlplane"; }
 kernel() { python -m pytest -q tests -m "kernel and not controlplane" --ignore tests/conformance; }
 conformance() { python -m pytest -q tests/conformance; }
-controlplane() { hack/controlplane/build.sh && python -m pytest -q tests/controlplane; }
-e2e() { hack/controlplane/build.sh && python -m pytest -q e2e; }
+controlplane() { python hack/controlplane/build.py && python -m pytest -q tests/controlplane; }
+e2e() { python hack/controlplane/build.py && python -m pytest -q e2e; }
 
 stages=("$@")
 [ $# -gt 0 ] || stages=(lint unit kernel conformance controlplane e2e)

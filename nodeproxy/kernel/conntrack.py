@@ -59,36 +59,36 @@ class Flow(NamedTuple):
     zone: int = 0
 
 
+class _Wanted(NamedTuple):
+    """What a dump is after; None: any. `destination` is packed, in network order."""
+
+    protocol: int
+    destination: bytes | None
+    destination_port: int | None
+
+
 def dump(family: int, protocol: int, destination: str | None = None, destination_port: int | None = None) -> Iterator[Flow]:
     """All entries of an IP family (4, 6) and a protocol that has ports (TCP, UDP, SCTP), to this destination if given.
 
-    The kernel filters from Linux 5.8 on; before, everything is read and filtered here. Entries that come or go during the
-    dump may or may not be in it. Raises FeatureMissing without conntrack, PermissionMissing, AnswerLost, RequestRefused.
+    The kernel filters from Linux 5.8 on (IPv6 addresses apart); before, everything is read and filtered here. Entries that
+    come or go during the dump may or may not be in it. Raises FeatureMissing without conntrack, PermissionMissing,
+    AnswerLost, RequestRefused.
     """
     address_family, _, destination_kind, _ = _FAMILIES[family]
-    head = struct.pack("=BBH", address_family, 0, 0)  # nfgenmsg
+    packed = None if destination is None else socket.inet_pton(address_family, destination)
     flags = _FILTER_PROTOCOL
-    parts = [attribute(_CTA_PROTO_NUM, bytes((protocol,)))]
+    ports = attribute(_CTA_PROTO_NUM, bytes((protocol,)))
     addresses = b""
-    if destination is not None:
+    # Of IPv6 the kernel (6.18 too) passes all but the address asked for: its comparison is inverted.
+    if packed is not None and family == 4:
         flags |= _FILTER_DESTINATION
-        packed = socket.inet_pton(address_family, destination)
-        destination = socket.inet_ntop(address_family, packed)  # as the kernel's answer will read
         addresses = attribute(_CTA_TUPLE_IP | NLA_F_NESTED, attribute(destination_kind, packed))
     if destination_port is not None:
         flags |= _FILTER_DESTINATION_PORT
-        parts.append(attribute(_CTA_PROTO_DST_PORT, destination_port.to_bytes(2, "big")))
-    wanted = addresses + attribute(_CTA_TUPLE_PROTO | NLA_F_NESTED, b"".join(parts))
-    asked = attribute(_CTA_TUPLE_ORIG | NLA_F_NESTED, wanted) + attribute(
-        _CTA_FILTER | NLA_F_NESTED, attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags))
-    )
-    for flow in _read(family, head, asked):
-        if (
-            flow.protocol == protocol
-            and (destination is None or flow.destination == destination)
-            and (destination_port is None or flow.destination_port == destination_port)
-        ):
-            yield flow
+        ports += attribute(_CTA_PROTO_DST_PORT, destination_port.to_bytes(2, "big"))
+    asked = attribute(_CTA_TUPLE_ORIG | NLA_F_NESTED, addresses + attribute(_CTA_TUPLE_PROTO | NLA_F_NESTED, ports))
+    asked += attribute(_CTA_FILTER | NLA_F_NESTED, attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags)))
+    return _read(family, asked, _Wanted(protocol, packed, destination_port))
 
 
 def delete(flows: Iterable[Flow]) -> int:
@@ -140,13 +140,15 @@ def delete_body(flow: Flow) -> bytes:
     return struct.pack("=BBH", family, 0, 0) + body + zone
 
 
-def _read(family: int, head: bytes, asked: bytes) -> Iterator[Flow]:
+def _read(family: int, asked: bytes, wanted: _Wanted) -> Iterator[Flow]:
     """Decoded entries, filtered by the kernel if it can."""
+    head = struct.pack("=BBH", _FAMILIES[family][0], 0, 0)  # nfgenmsg
     for body in (head + asked, head):
         started = False
         with NetlinkSocket(NETLINK_NETFILTER) as netlink:
             try:
-                for flow in _decode(netlink.dump_in_place(_GET, body, NLM_F_DUMP, "read conntrack entries"), family):
+                messages = netlink.dump_in_place(_GET, body, NLM_F_DUMP, "read conntrack entries")
+                for flow in _decode(messages, family, wanted):
                     started = True
                     yield flow
             except RequestRefused as error:
@@ -163,77 +165,80 @@ def _missing(error: RequestRefused) -> RequestRefused | FeatureMissing:
     return error
 
 
-def _tuple_layout(address_bytes: int) -> str:
-    """A tuple nest as the kernel writes it: addresses, then protocol number and two ports, with all attribute headers."""
-    address = f"2H{address_bytes}s"
-    return f"2H 2H {address} {address} 2H 2HB3x 2HH2x 2HH2x"
+def _both_tuples(address_bytes: int) -> struct.Struct:
+    """The two tuples as the kernel writes them, at the head of each entry. In network order, as their ports are.
+
+    The original's nest header, the addresses, the headers that tell where the protocol number and the ports are, these; of
+    the reply the nest header, addresses and ports. The rest is headers that follow from these.
+    """
+    addresses = f"8x{address_bytes}s4x{address_bytes}s4x"
+    return struct.Struct(f">4s{addresses}4sB3x4sH2x4xH2x4s{addresses}8x4xH2x4xH2x")
 
 
-def _decode(messages: Iterator[tuple[bytes, int, int]], family: int) -> Iterator[Flow]:
+def _decode(messages: Iterator[tuple[bytes, int, int]], family: int, wanted: _Wanted) -> Iterator[Flow]:
     """Unpack both tuples of each message at once where they have the usual layout, else look for each attribute."""
     address_family, _, _, address_bytes = _FAMILIES[family]
-    # "=": no alignment, which would be the same; ports come in network order and are swapped below
-    both = struct.Struct("=" + _tuple_layout(address_bytes) * 2)
+    both = _both_tuples(address_bytes)
     size = both.size
-    half = size // 2
     unpack = both.unpack_from
-    zone_attribute = struct.Struct("=3H").unpack_from  # next after the tuples, unless it is the default zone
-    texts: dict[bytes, str] = {}
-    ntohs = socket.ntohs
-    inet_ntop = socket.inet_ntop
+    orig, reply = (struct.pack("=HH", size // 2, kind | NLA_F_NESTED) for kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY))
+    number_is_one_byte, port_is_two_bytes = struct.pack("=HH", 5, _CTA_PROTO_NUM), struct.pack("=HH", 6, _CTA_PROTO_SRC_PORT)
+    zone_attribute = struct.Struct("=4sH").unpack_from  # next after the tuples, unless it is the default zone
+    zone_header = struct.pack("=HH", 6, _CTA_ZONE)
+    texts = _AddressTexts(address_family)
     new = tuple.__new__
     for data, start, end in messages:
         at = start + 4  # nfgenmsg
         if end - at < size:
-            yield from _decode_slowly(data, at, end, family)
+            yield from _decode_slowly(data, at, end, family, wanted)
             continue
         (
-            orig_length, orig_kind, _, _, _, _, source, _, _, destination, _, _, number_length, _, protocol,
-            port_length, _, source_port, _, _, destination_port,
-            reply_length, reply_kind, _, _, _, _, reply_source, _, _, reply_destination, _, _, _, _, _,
-            _, _, reply_source_port, _, _, reply_destination_port,
+            orig_header, source, destination, number_header, protocol, port_header, source_port, destination_port,
+            reply_header, reply_source, reply_destination, reply_source_port, reply_destination_port,
         ) = unpack(data, at)  # fmt: skip
         if (
-            orig_length != half
-            or reply_length != half
-            or (orig_kind | reply_kind) & 0x3FFF != _CTA_TUPLE_ORIG | _CTA_TUPLE_REPLY
-            or number_length != 5
-            or port_length != 6
+            orig_header != orig
+            or reply_header != reply
+            or number_header != number_is_one_byte
+            or port_header != port_is_two_bytes
         ):
-            yield from _decode_slowly(data, at, end, family)
+            yield from _decode_slowly(data, at, end, family, wanted)
+            continue
+        if (
+            protocol != wanted.protocol
+            or (wanted.destination is not None and destination != wanted.destination)
+            or (wanted.destination_port is not None and destination_port != wanted.destination_port)
+        ):
             continue
         zone = 0
-        after = at + size
-        if end - after >= 8:
-            _, kind, number = zone_attribute(data, after)
-            if kind == _CTA_ZONE:
-                zone = ntohs(number)
-        try:
-            names = texts[source], texts[destination], texts[reply_source], texts[reply_destination]
-        except KeyError:
-            for raw in (source, destination, reply_source, reply_destination):
-                texts[raw] = inet_ntop(address_family, raw)
-            names = texts[source], texts[destination], texts[reply_source], texts[reply_destination]
-            if len(texts) > 65536:  # clients without number: forget, rather than grow
-                texts.clear()
+        if end - at - size >= 8:
+            header, number = zone_attribute(data, at + size)
+            if header == zone_header:
+                zone = socket.ntohs(number)
         yield new(
             Flow,
             (
-                protocol,
-                names[0],
-                ntohs(source_port),
-                names[1],
-                ntohs(destination_port),
-                names[2],
-                ntohs(reply_source_port),
-                names[3],
-                ntohs(reply_destination_port),
-                zone,
+                protocol, texts[source], source_port, texts[destination], destination_port,
+                texts[reply_source], reply_source_port, texts[reply_destination], reply_destination_port, zone,
             ),
-        )
+        )  # fmt: skip
 
 
-def _decode_slowly(data: bytes, start: int, end: int, family: int) -> Iterator[Flow]:
+class _AddressTexts(dict[bytes, str]):
+    """Texts of packed addresses, kept while there are few: most flows share their ends with others."""
+
+    def __init__(self, address_family: int) -> None:
+        super().__init__()
+        self._address_family = address_family
+
+    def __missing__(self, packed: bytes) -> str:
+        if len(self) > 65536:
+            self.clear()
+        text = self[packed] = socket.inet_ntop(self._address_family, packed)
+        return text
+
+
+def _decode_slowly(data: bytes, start: int, end: int, family: int, wanted: _Wanted) -> Iterator[Flow]:
     """Decode attribute by attribute; nothing for an entry without ports (ICMP and the like)."""
     address_family, source_kind, destination_kind, _ = _FAMILIES[family]
     tuples: dict[int, dict[tuple[int, int], bytes]] = {}
@@ -256,5 +261,11 @@ def _decode_slowly(data: bytes, start: int, end: int, family: int) -> Iterator[F
             if address is None or port is None:
                 return
             ends += [socket.inet_ntop(address_family, address), int.from_bytes(port, "big")]
-    protocol = tuples[_CTA_TUPLE_ORIG][_CTA_TUPLE_PROTO, _CTA_PROTO_NUM][0]
-    yield Flow._make((protocol, *ends, zone))
+    original = tuples[_CTA_TUPLE_ORIG]
+    protocol = original[_CTA_TUPLE_PROTO, _CTA_PROTO_NUM][0]
+    if (
+        protocol == wanted.protocol
+        and wanted.destination in (None, original[_CTA_TUPLE_IP, destination_kind])
+        and wanted.destination_port in (None, ends[3])
+    ):
+        yield Flow._make((protocol, *ends, zone))

@@ -47,7 +47,8 @@ class IPSets:
     def create(self, sets: Iterable[SetSpec]) -> list[ItemRefused]:
         """Create sets; returns those refused, `item` being the name. A set that exists just so is left as it is.
 
-        "Just so" is the kernel's judgement: type, family, timeout, max_elements; not hash_size, nor what it holds.
+        "Just so" is the kernel's judgement: it compares type, timeout and max_elements, not the family, nor hash_size. So
+        do not use one name for both families.
         """
         protocol = self._protocol()
         batch: list[Message] = []

@@ -67,7 +67,7 @@ than its own, and later revisions only add options that are not used here."""
 
 ERROR_TEXTS: Final = {
     17: "a set of that name exists with another type or other settings",
-    4097: "malformed message for this kernel's protocol version",
+    4097: "does not fit the set's type or IP family",
     4098: "the kernel does not have this set type or revision",
     4099: "no more sets can be created",
     4100: "the set is in use by a rule or another set",

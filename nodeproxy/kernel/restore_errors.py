@@ -40,10 +40,6 @@ def restore_error(
     stderr: str, text: bytes, *, tool: str, exit_status: int, waited_seconds: int, lock_file: str
 ) -> KernelError:
     """The typed error for a restore of `text` that ended with a status other than 0 and this standard error."""
-    if "holding the xtables lock" in stderr:
-        return LockHeld(waited_seconds, lock_file)
-    if "you must be root" in stderr or "Permission denied" in stderr:
-        return PermissionMissing("change the packet filter", _sentence(stderr))
     lines = text.split(b"\n")
     if kernel := list(_KERNEL_NFT.finditer(stderr)):
         refused = [_by_kernel_nft(match, lines) for match in kernel]
@@ -53,6 +49,11 @@ def restore_error(
             number = int(match[1])
             message = (match[2] if pattern is _LINE_FAILED else None) or _sentence(stderr)
             return _at_line(number, message, lines)
+    # Only now: messages about a line quote its text, which may say anything.
+    if "holding the xtables lock" in stderr:
+        return LockHeld(waited_seconds, lock_file)
+    if "you must be root" in stderr or "Permission denied" in stderr:
+        return PermissionMissing("change the packet filter", _sentence(stderr))
     return ToolFailed(tool, exit_status, _sentence(stderr))
 
 

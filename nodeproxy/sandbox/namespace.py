@@ -186,7 +186,7 @@ class Namespace:
         self, argv: Sequence[str], *, output: IO[bytes] | int = subprocess.DEVNULL, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a process in the namespace; it is killed when this process dies, however it dies."""
-        return self.run(
+        process = self.run(
             subprocess.Popen,
             ["setpriv", "--pdeathsig", "KILL", "--", *argv],
             stdin=subprocess.DEVNULL,
@@ -195,6 +195,10 @@ class Namespace:
             env=os.environ | self.environment | dict(env or {}),
             start_new_session=True,
         )
+        name = Path(f"/proc/{process.pid}/comm")
+        while process.poll() is None and name.read_text() == "setpriv\n":  # not bound to our life before that
+            time.sleep(0.0005)
+        return process
 
 
 def _wait_running(devices: Sequence[str], timeout: float) -> None:

@@ -41,6 +41,13 @@ OUTSIDE_LINK: Final = ("100.64.0.1", "fdff:6464::1")
 BRIDGE: Final = ("100.64.1.1", "fdff:6464:1::1")
 CLIENT_GATEWAY: Final = ("100.64.2.1", "fdff:6464:2::1")
 
+# Hardware addresses are fixed and the neighbour entries permanent: the kernel has one limit on all other entries, for
+# all namespaces of the machine together (gc_thresh3, 1024), and drops packets when many sandboxes reach it.
+_BRIDGE_MAC: Final = "02:64:00:00:00:01"
+_NODE_MAC: Final = "02:64:00:00:00:02"
+_OUTSIDE_MAC: Final = "02:64:00:00:00:03"
+_GATEWAY_MAC: Final = "02:64:00:00:00:04"
+
 _COMMON_SYSCTLS: Final = {
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
@@ -71,6 +78,14 @@ def _flag(address: str) -> str:
 
 def _address(address: str, device: str, *, prefix: int | None = None) -> str:
     return f"addr add {address}/{prefix or bits(address)} dev {device}{_flag(address)}"
+
+
+def _neighbour(address: str, mac: str, device: str) -> str:
+    return f"neigh add {address} lladdr {mac} dev {device} nud permanent"
+
+
+def _mac(number: int) -> str:
+    return f"02:64:01:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
 
 
 def _default(family_of: str) -> str:
@@ -133,15 +148,17 @@ class Sandbox:
         self.node.ip(
             [
                 "link set lo up",
-                "link add br0 address 02:00:64:40:01:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+                f"link add br0 address {_BRIDGE_MAC} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
                 "link set br0 up",
                 *(_address(address, "br0") for address in BRIDGE),
-                f"link add eth0 type veth peer name up0 netns {self.outside.name}",
+                f"link add eth0 address {_NODE_MAC} type veth"
+                f" peer name up0 address {_OUTSIDE_MAC} netns {self.outside.name}",
                 f"link add lan0 type veth peer name lan0 netns {self.outside.name}",
                 "link set eth0 up",
                 "link set lan0 up",
                 *(_address(address, "eth0", prefix=bits(address) - 2) for address in NODE_LINK),
                 *(f"route add {_default(via)} via {via} dev eth0" for via in OUTSIDE_LINK),
+                *(_neighbour(via, _OUTSIDE_MAC, "eth0") for via in OUTSIDE_LINK),
                 *(_address(address, "lan0") for address in self.node_addresses),
             ]
         )
@@ -156,6 +173,7 @@ class Sandbox:
                 "link set lan0 up",
                 *(_address(address, "up0", prefix=bits(address) - 2) for address in OUTSIDE_LINK),
                 *(f"route add {_default(via)} via {via} dev up0 table 101" for via in NODE_LINK),
+                *(_neighbour(via, _NODE_MAC, "up0") for via in NODE_LINK),
             ]
         )
         for family in (4, 6):
@@ -179,14 +197,15 @@ class Sandbox:
             port = f"pod{self._links}"
             ports.append(port)
             lines += [
-                f"link add {port} type veth peer name eth0 netns {pod.name}",
+                f"link add {port} type veth peer name eth0 address {_mac(self._links)} netns {pod.name}",
                 f"link set {port} master br0 up",
                 f"link set {port} type bridge_slave hairpin on",
                 *(f"route add {address} dev br0" for address in addresses),
+                *(_neighbour(address, _mac(self._links), "br0") for address in addresses),
             ]
             made.append((pod, addresses))
         self.node.ip(lines)
-        self._configure(made, BRIDGE)
+        self._configure(made, BRIDGE, _BRIDGE_MAC)
         self.node.wait_links_up(["br0", *ports] if made else [])
         self.pods |= {address: pod for pod, addresses in made for address in addresses}
         return [pod for pod, _ in made]
@@ -198,6 +217,8 @@ class Sandbox:
     def remove_pod(self, pod: Namespace) -> None:
         """Take a pod away, link and all, as when its node deletes it."""
         pod.command(["ip", "link", "delete", "eth0"])
+        mine = [address for address, other in self.pods.items() if other is pod]
+        self.node.ip(f"{what} del {address} dev br0" for address in mine for what in ("neigh", "route"))
         self.pods = {address: other for address, other in self.pods.items() if other is not pod}
         self._namespaces.remove(pod)
         pod.close()
@@ -212,14 +233,16 @@ class Sandbox:
             port = f"cl{self._links}"
             ports.append(port)
             lines += [
-                f"link add {port} type veth peer name eth0 netns {client.name}",
+                f"link add {port} address {_GATEWAY_MAC} type veth"
+                f" peer name eth0 address {_mac(self._links)} netns {client.name}",
                 f"link set {port} up",
                 *(_address(gateway, port) for gateway in CLIENT_GATEWAY),
                 *(f"route add {address} dev {port}" for address in addresses),
+                *(_neighbour(address, _mac(self._links), port) for address in addresses),
             ]
             made.append((client, addresses))
         self.outside.ip(lines)
-        self._configure(made, CLIENT_GATEWAY)
+        self._configure(made, CLIENT_GATEWAY, _GATEWAY_MAC)
         self.outside.wait_links_up(ports)
         self.clients |= {address: client for client, addresses in made for address in addresses}
         return [client for client, _ in made]
@@ -228,12 +251,13 @@ class Sandbox:
         """One client outside the cluster."""
         return self.add_clients([addresses])[0]
 
-    def _configure(self, hosts: Sequence[tuple[Namespace, Sequence[str]]], gateways: Sequence[str]) -> None:
+    def _configure(self, hosts: Sequence[tuple[Namespace, Sequence[str]]], gateways: Sequence[str], mac: str) -> None:
         for host, addresses in hosts:
             lines = ["link set lo up", "link set eth0 up", *(_address(address, "eth0") for address in addresses)]
             for gateway in gateways:
                 if any(bits(address) == bits(gateway) for address in addresses):
                     lines += [f"route add {gateway} dev eth0", f"route add {_default(gateway)} via {gateway} dev eth0"]
+                    lines.append(_neighbour(gateway, mac, "eth0"))
             host.ip(lines)
         for host, _ in hosts:
             host.wait_links_up(["eth0"])

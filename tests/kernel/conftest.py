@@ -49,17 +49,19 @@ class NetworkNamespace:
         """Run a coroutine on an event loop of its own inside the namespace."""
         return self.run(lambda: asyncio.run(function()))
 
-    def command(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
-        """Run a program inside; its standard output."""
+    def command(self, *arguments: str, stdin: str = "", check: bool = True, errors: bool = False) -> str:
+        """Run a program inside; its standard output, or standard error with `errors`."""
         whole = ["ip", "netns", "exec", self.name, *arguments]
         done = subprocess.run(whole, input=stdin, capture_output=True, text=True, check=False)
         if check and done.returncode != 0:
             raise AssertionError(f"{arguments} failed: {done.stderr}")
-        return done.stdout
+        return done.stderr if errors else done.stdout
 
 
 @pytest.fixture
 def netns() -> Iterator[NetworkNamespace]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: programs a real kernel")
     name = f"nodeproxy-kernel-{os.getpid()}-{next(_serial)}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:

@@ -20,6 +20,15 @@ def sets(netns: NetworkNamespace) -> IPSets:
     return netns.run(IPSets)
 
 
+def skip_without(netns: NetworkNamespace, set_type: str) -> None:
+    """Skip where the kernel lacks a set type: the ipset program is the judge, not the code under test."""
+    bounds = ("range", "0-1") if set_type.startswith("bitmap") else ()
+    done = netns.command("ipset", "create", "probe", set_type, *bounds, check=False, errors=True)
+    netns.command("ipset", "destroy", "probe", check=False)
+    if "not supported" in done:
+        pytest.skip(f"this kernel has no {set_type}")
+
+
 def saved(netns: NetworkNamespace, name: str) -> list[str]:
     return sorted(netns.command("ipset", "save", name).splitlines())
 
@@ -44,6 +53,7 @@ def saved(netns: NetworkNamespace, name: str) -> list[str]:
     ],
 )
 def test_created_set_is_what_the_ipset_program_sees(netns: NetworkNamespace, sets: IPSets, spec: SetSpec, line: str) -> None:
+    skip_without(netns, spec.type)
     assert sets.create([spec]) == []
     created = netns.command("ipset", "save", spec.name).strip()
     words = created.split()
@@ -75,6 +85,7 @@ def test_created_set_is_what_the_ipset_program_sees(netns: NetworkNamespace, set
 def test_entries_read_back_by_us_and_by_the_ipset_program(
     netns: NetworkNamespace, sets: IPSets, set_type: str, family: int, entries: list[str]
 ) -> None:
+    skip_without(netns, set_type)
     assert sets.create([SetSpec("s", set_type, family)]) == []
     assert sets.add("s", entries) == []
     assert sorted(entry.text for entry in sets.contents("s").entries) == sorted(entries)
@@ -106,10 +117,22 @@ def test_existing_identical_set_is_kept_and_a_different_one_refused(sets: IPSets
     sets.add("s", ["10.0.0.1"])
     assert sets.create([spec]) == []
     assert [entry.text for entry in sets.contents("s").entries] == ["10.0.0.1"]
-    for other in (SetSpec("s", timeout=101), SetSpec("s"), SetSpec("s", family=6, timeout=100), SetSpec("s", "hash:net")):
+    for other in (
+        SetSpec("s", timeout=101),
+        SetSpec("s"),
+        SetSpec("s", timeout=100, max_elements=9),
+        SetSpec("s", "hash:net"),
+    ):
         [refused] = sets.create([other])
         assert (refused.item, refused.errno) == ("s", errno.EEXIST)
         assert "another type or other settings" in str(refused)
+
+
+def test_kernel_does_not_compare_the_family_of_an_existing_set(sets: IPSets) -> None:
+    """Documented at `create`: a caller must not use one name for both families."""
+    sets.create([SetSpec("s")])
+    assert sets.create([SetSpec("s", family=6)]) == []
+    assert sets.contents("s").spec.family == 4
 
 
 def test_refused_items_are_named_and_all_others_done(sets: IPSets) -> None:
@@ -117,10 +140,11 @@ def test_refused_items_are_named_and_all_others_done(sets: IPSets) -> None:
     wanted = ["10.0.0.1", "fd00::1", "10.0.0.2", "not an address", "10.0.0.3,tcp:99999", "10.0.0.4"]
     refused = sets.add("s", wanted)
     assert {error.item: error.errno for error in refused} == {
-        "fd00::1": 4109,
+        "fd00::1": 4097,
         "not an address": errno.EINVAL,
         "10.0.0.3,tcp:99999": errno.EINVAL,
     }
+    assert "IP family" in refused[-1].message
     assert {entry.text for entry in sets.contents("s").entries} == {"10.0.0.1", "10.0.0.2", "10.0.0.4"}
     [full] = sets.add("small", ["10.0.0.1", "10.0.0.2", "10.0.0.3"])
     assert (full.item, full.message) == ("10.0.0.3", "the set is full")

@@ -261,6 +261,17 @@ def test_remove_pod(box: Sandbox) -> None:
     assert not pod.path.exists()
 
 
+def test_pods_take_nothing_of_the_machines_neighbour_limit(box: Sandbox) -> None:
+    addresses = [f"10.0.9.{number}" for number in range(1, 201)]
+    pod = box.add_pod(*addresses)
+    assert all(isinstance(probe(pod, Probe(LOCAL[4], 8080, source=address)), Answered) for address in addresses)
+    states = box.node.command(["ip", "neigh", "show", "nud", "all"]).stdout.splitlines()
+    assert [line for line in states if "PERMANENT" not in line and "NOARP" not in line] == []
+    assert len(states) >= 200
+    box.remove_pod(pod)
+    assert "10.0.9." not in box.node.command(["ip", "neigh", "show", "nud", "all"]).stdout
+
+
 def test_sandboxes_in_parallel_do_not_meet() -> None:
     with small() as one, small() as other:
         other.servers.remove(other.pods[LOCAL[4]], LOCAL[4], 8080)

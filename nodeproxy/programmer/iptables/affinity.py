@@ -17,6 +17,12 @@ from nodeproxy.programmer.iptables.names import AFFINITY_SET
 from nodeproxy.programmer.iptables.service_rules import AffinitySet
 
 _MAX_CLIENTS = 1 << 20
+# The kernel grows a set only when user space adds to it, never when a rule does, and a bucket holds twelve entries
+# (net/netfilter/ipset/ip_set_hash_gen.h): so a set is made large enough for three clients a bucket. 4096 buckets take 32 KiB;
+# with very many sets they are made smaller, for all together to stay within some 32 MiB.
+_BUCKETS = 4096
+_ALL_BUCKETS = 1 << 22
+_MIN_BUCKETS = 64
 # A set keeps its timeout for life, while a Service's may change; rules give the timeout with each entry they add.
 _DEFAULT_TIMEOUT_SECONDS = 10800
 
@@ -33,13 +39,14 @@ class AffinitySets:
         wanted = list(sets)
         if not wanted:
             return {}
+        buckets = max(_MIN_BUCKETS, min(_BUCKETS, 1 << (_ALL_BUCKETS // len(wanted)).bit_length() - 1))
         specs = [
             SetSpec(
                 name=item.name,
                 type="hash:ip",
                 family=int(self._family),
                 timeout=_DEFAULT_TIMEOUT_SECONDS,
-                hash_size=64,
+                hash_size=buckets,
                 max_elements=_MAX_CLIENTS,
             )
             for item in wanted

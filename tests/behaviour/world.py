@@ -1,0 +1,125 @@
+"""A node in the sandbox with an agent that is fed from manifests, and the few objects that behaviour tests need."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nodeproxy.sandbox.agent import AgentFlags, AgentProcess, Variant, http_get, nodeproxy_command
+from nodeproxy.sandbox.client import Answered, Probe, Verdict, probe_many
+from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.topology import Sandbox
+
+NODE = "test-node"
+NODE_ADDRESS = "192.168.0.2"
+CLUSTER_IP = "10.96.0.10"
+
+
+def service(
+    name: str = "web", *, port: int = 80, protocol: str = "TCP", cluster_ip: str = CLUSTER_IP, **spec: Any
+) -> dict[str, Any]:
+    """A Service in namespace `test` with one port named `p`."""
+    ports = [
+        {
+            "name": "p",
+            "port": port,
+            "protocol": protocol,
+            **({"nodePort": spec.pop("nodePort")} if "nodePort" in spec else {}),
+        }
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "test"},
+        "spec": {
+            "type": "NodePort" if "nodePort" in ports[0] else "ClusterIP",
+            "clusterIP": cluster_ip,
+            "ports": ports,
+            **spec,
+        },
+    }
+
+
+def endpoint_slice(
+    addresses: Sequence[str], name: str = "web", *, port: int = 8080, protocol: str = "TCP"
+) -> dict[str, Any]:
+    """The ready endpoints of a Service, all on this node."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-1", "namespace": "test", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv6" if addresses and ":" in addresses[0] else "IPv4",
+        "endpoints": [{"addresses": [address], "nodeName": NODE, "conditions": {"ready": True}} for address in addresses],
+        "ports": [{"name": "p", "port": port, "protocol": protocol}],
+    }
+
+
+class World:
+    """A sandbox, a manifest directory and an agent that reads it."""
+
+    def __init__(
+        self, box: Sandbox, variant: Variant, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()
+    ) -> None:
+        self.box = box
+        self.variant = variant
+        self.manifests = box.directory / "manifests"
+        self.manifests.mkdir()
+        command = [*nodeproxy_command(AgentFlags(), manifests=self.manifests, variant=variant), *flags]
+        self.agent = AgentProcess(box, command, environment=environment)
+
+    def put(self, file: str, *objects: dict[str, Any]) -> None:
+        """Write a manifest file, atomically."""
+        temporary = self.manifests / f".{file}.tmp"
+        temporary.write_text("\n---\n".join(json.dumps(one) for one in objects))
+        temporary.rename(self.manifests / f"{file}.yaml")
+
+    def remove(self, file: str) -> None:
+        """Remove a manifest file."""
+        (self.manifests / f"{file}.yaml").unlink()
+
+    def rules(self, table: str = "nat", *, family: int = 4) -> list[str]:
+        """The lines of iptables-save for a table, without counters and comments."""
+        tool = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}-save"
+        text = self.box.node.command([tool, "-t", table]).stdout
+        return [line.split(" [")[0] for line in text.splitlines() if line[:1] in (":", "-")]
+
+    def iptables(self, *arguments: str, check: bool = True) -> str:
+        """Run the variant's iptables in the node."""
+        return self.box.node.command([f"iptables-{self.variant}", "-w", "5", *arguments], check=check).stdout
+
+    def settle(self, done: Callable[[], bool], what: str, timeout: float = 10) -> float:
+        """Wait until `done`; returns the seconds it took."""
+        start = time.monotonic()
+        while time.monotonic() - start < timeout:
+            if done():
+                return time.monotonic() - start
+            time.sleep(0.02)
+        raise AssertionError(f"not within {timeout} s: {what}\n{self.agent.log_tail()}")
+
+    def metric(self, name: str) -> float:
+        """The value of an agent's metric without labels."""
+        _, text = http_get(self.box.node, "http://127.0.0.1:10249/metrics")
+        return next(float(line.split()[1]) for line in text.splitlines() if line.split()[0] == name)
+
+
+def ask(where: Namespace, destination: str, port: int, count: int = 1, **probe: Any) -> list[Verdict]:
+    """Send so many probes."""
+    return probe_many(where, [Probe(destination, port, **probe) for _ in range(count)])
+
+
+def names(verdicts: Sequence[Verdict]) -> set[str]:
+    """Who answered; anything but an answer is shown as itself."""
+    return {verdict.name if isinstance(verdict, Answered) else str(verdict) for verdict in verdicts}
+
+
+def directory_of_wrappers(directory: Path, tools: Mapping[str, str]) -> str:
+    """A PATH on which some tools are shell scripts; `$REAL` in a script is the real tool."""
+    directory.mkdir()
+    for tool, script in tools.items():
+        path = directory / tool
+        path.write_text(f"#!/bin/bash\nREAL=/usr/sbin/{tool}\n{script}\n")
+        path.chmod(0o755)
+    return f"{directory}:/usr/sbin:/usr/bin:/sbin:/bin"
