@@ -24,7 +24,7 @@ from rich.text import Text
 
 from hack.demo_rules import excerpt
 from nodeproxy.sandbox.agent import AgentError, AgentFlags, AgentProcess, nodeproxy_command
-from nodeproxy.sandbox.client import Answered, Probe, Verdict, probe_many
+from nodeproxy.sandbox.client import PATIENT, Answered, Probe, Verdict, probe_many
 from nodeproxy.sandbox.namespace import NamespaceError
 from nodeproxy.sandbox.topology import Sandbox
 
@@ -125,7 +125,7 @@ class Traffic:
         }
         for way, (where, probe) in ways.items():
             begun = time.monotonic()
-            for verdict in probe_many(where, [probe] * BATCH, timeout=2):
+            for verdict in probe_many(where, [probe] * BATCH, timeout=PATIENT):
                 if isinstance(verdict, Answered):
                     self.answers[way][verdict.name] += 1
                     self.last[verdict.name] = begun
@@ -175,7 +175,7 @@ def run_for(seconds: float, traffic: Traffic, show: Callable[[], None]) -> None:
 @contextmanager
 def display(console: Console, traffic: Traffic) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
     """Two ways to show the table: as it changes (on a terminal only), and at the end of a step (else)."""
-    title = f"Service shop/web: ClusterIP {WEB}:{WEB_PORT} (from a pod), NodePort {WEB_NODE_PORT} (from outside)"
+    title = f"Service shop/web: ClusterIP {WEB}:{WEB_PORT}, NodePort {WEB_NODE_PORT}"
     if console.is_terminal:
         with Live(traffic.table(title), console=console, refresh_per_second=10) as live:
             yield (lambda: live.update(traffic.table(title))), live.console.print
@@ -207,7 +207,7 @@ def affinity_step(console: Console, box: Sandbox) -> int:
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     where = box.pods[CLIENTS[0]]
     for _ in range(REQUESTS_PER_CLIENT):
-        verdicts = probe_many(where, [Probe(CART, CART_PORT, source=client) for client in CLIENTS], timeout=2)
+        verdicts = probe_many(where, [Probe(CART, CART_PORT, source=client) for client in CLIENTS], timeout=PATIENT)
         for client, verdict in zip(CLIENTS, verdicts, strict=True):
             seen[client][verdict.name if isinstance(verdict, Answered) else "failed"] += 1
     console.print(Text(f"Service shop/cart: ClusterIP {CART}:{CART_PORT}, session affinity ClientIP", style="bold italic"))
@@ -231,7 +231,9 @@ def rules_step(console: Console, box: Sandbox) -> None:
     title, lines = excerpt(box.node, words)
     console.print(Text(title, style="bold italic"))
     for line in lines:
-        console.print(Text("\n".join(textwrap.wrap(line, console.width - 1, subsequent_indent=" " * 8))))
+        console.print(
+            Text("\n".join(textwrap.wrap(line, console.width - 1, subsequent_indent=" " * 8, break_on_hyphens=False)))
+        )
     console.print()
 
 
@@ -241,7 +243,7 @@ def verdict(console: Console, traffic: Traffic, strayed: int, started: float) ->
     lines = {
         f"{len(traffic.failures)} of {traffic.total()} requests failed": not traffic.failures,
         f"the last new request to {REMOVED} came {late * 1000:.0f} ms after it left the manifests": late < SETTLED,
-        f"{strayed} of {len(CLIENTS)} clients lost their backend": strayed == 0,
+        f"{len(CLIENTS) - strayed} of {len(CLIENTS)} clients of shop/cart kept to one backend": strayed == 0,
     }
     for line, good in lines.items():
         console.print(Text("ok    " if good else "WRONG ", style="bold green" if good else "bold red").append(line))

@@ -2,7 +2,7 @@
 
 A probe is sent from a namespace, from a source address of choice, and ends in one of six verdicts. An ICMP error is
 read from the socket's error queue, so a REJECT is told from a closed port even where both mean ECONNREFUSED. Only one
-SYN, datagram or INIT is sent, so a verdict is about that packet.
+SYN, datagram or INIT is sent, so a verdict is about that packet (TCP repeats a SYN after 1 s: stay below).
 
 Times are in seconds. `probe_many` runs its probes at the same time, so many that are dropped cost one time-out.
 """
@@ -34,6 +34,7 @@ from nodeproxy.sandbox.sockets import (
 )
 
 TIMEOUT: Final = 0.4
+PATIENT: Final = 0.9  # where an answer is expected: costs nothing when it comes, and bears with a busy machine
 AT_ONCE: Final = 200
 _TCP_ESTABLISHED: Final = 1
 

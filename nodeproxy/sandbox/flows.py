@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nodeproxy.sandbox.agent import Variant
-from nodeproxy.sandbox.client import Answered, Connected, Dropped, NoListener, Probe, Rejected, Verdict, probe_many
+from nodeproxy.sandbox.client import (
+    PATIENT,
+    TIMEOUT,
+    Answered,
+    Connected,
+    Dropped,
+    NoListener,
+    Probe,
+    Rejected,
+    Verdict,
+    probe_many,
+)
 from nodeproxy.sandbox.scene import ON_NODE, OUTSIDE, Flow, Layout, Scene, lay_out, sticky
 
 FEW: Final = 6
@@ -59,10 +70,10 @@ def run_scene(scene: Scene, start: StartAgent, variant: Variant) -> list[FlowRes
     return results
 
 
-def _send(layout: Layout, flow: Flow, count: int) -> list[Verdict]:
+def _send(layout: Layout, flow: Flow, count: int, timeout: float = PATIENT) -> list[Verdict]:
     one = Probe(flow.destination, flow.port, flow.protocol, flow.source)
     with layout.sender(flow) as where:
-        return probe_many(where, [one] * count)
+        return probe_many(where, [one] * count, timeout=timeout)
 
 
 def _result(flow: Flow, verdicts: list[Verdict]) -> FlowResult:
@@ -86,7 +97,7 @@ def check_path(layout: Layout, flow: Flow) -> FlowResult:
 def check_flow(layout: Layout, flow: Flow) -> FlowResult:
     """Send a flow and compare."""
     choices = len(flow.expect) if isinstance(flow.expect, list) else 1
-    verdicts = _send(layout, flow, probes_for(choices))
+    verdicts = _send(layout, flow, probes_for(choices), TIMEOUT if flow.expect == "DROP" else PATIENT)
     result = _result(flow, verdicts)
     if isinstance(flow.expect, list):
         result.problems += _endpoint_problems(layout, flow, verdicts)

@@ -33,7 +33,7 @@ def service(
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "namespace": "test"},
+        "metadata": {"name": name, "namespace": "test", "creationTimestamp": "2025-01-01T00:00:00Z"},
         "spec": {
             "type": "NodePort" if "nodePort" in ports[0] else "ClusterIP",
             "clusterIP": cluster_ip,

@@ -18,8 +18,8 @@ from nodeproxy.programmer.iptables.service_rules import AffinitySet
 
 _MAX_CLIENTS = 1 << 20
 # The kernel grows a set only when user space adds to it, never when a rule does, and a bucket holds twelve entries
-# (net/netfilter/ipset/ip_set_hash_gen.h): so a set is made large enough for three clients a bucket. 4096 buckets take 32 KiB;
-# with very many sets they are made smaller, for all together to stay within some 32 MiB.
+# (net/netfilter/ipset/ip_set_hash_gen.h): so a set is made large enough for three clients a bucket. 4096 buckets are
+# 32 KiB; with very many sets they are made smaller, for all together to stay within some 32 MiB.
 _BUCKETS = 4096
 _ALL_BUCKETS = 1 << 22
 _MIN_BUCKETS = 64

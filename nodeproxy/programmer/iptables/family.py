@@ -13,14 +13,14 @@ from typing import Self
 import structlog
 
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
-from nodeproxy.kernel.errors import KernelError, RestoreRefused
+from nodeproxy.kernel.errors import KernelError, RestoreRefused, ToolFailed
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables import transaction as tx
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.iptables.base_chains import jumps
-from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset
+from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
 from nodeproxy.programmer.iptables.service_rules import AffinitySet
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
 
@@ -28,6 +28,8 @@ _log = structlog.get_logger(__name__)
 
 _HASH_IN_CHAIN = re.compile(r"KUBE-(?:SVC|SVL|EXT|FW)-([A-Z2-7]{16})")
 _PROBE = "KUBE-PROXY-CANARY"
+# A tool that fails with words that no driver knows may have been refused just as well: the search for the row tells.
+_REFUSALS = (RestoreRefused, ToolFailed)
 
 Rows = Mapping[ServicePortKey, ServicePort | None]
 
@@ -44,6 +46,7 @@ class FamilyProgrammer:
         self._sets = sets
         self._random_fully = random_fully
         self._ruleset: Ruleset | None = None
+        self._previous: dict[ServicePortKey, ServicePort] = {}
         self._health_ports: frozenset[int] = frozenset()
         self._stamp: object = None
 
@@ -59,7 +62,7 @@ class FamilyProgrammer:
     def configure(self, config: ProgrammerConfig) -> None:
         """Take a new configuration; the next apply is a full pass."""
         self._config = config
-        self._ruleset = None
+        self._forget()
 
     @property
     def needs_full_pass(self) -> bool:
@@ -73,7 +76,7 @@ class FamilyProgrammer:
 
         On a node that serves nothing yet, the rows in `first` are programmed in a transaction of their own beforehand.
         """
-        self._ruleset = None
+        self._forget()
         try:
             kernel = await self._read()
             early = {key: rows[key] for key in first}
@@ -95,14 +98,14 @@ class FamilyProgrammer:
         try:
             if plan:
                 await self._restore(tx.render(tx.incremental(plan)))
-        except RestoreRefused as error:
+        except _REFUSALS as error:
             ruleset.undo(plan)
-            self._ruleset = None
+            self._forget()
             _log.warning("transaction refused", family=int(self.family), rows=len(rows), error=str(error))
             return None
         except KernelError as error:
             ruleset.undo(plan)
-            self._ruleset = None
+            self._forget()
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
         await self._sets.destroy(plan.old_sets)
         return refused
@@ -117,7 +120,7 @@ class FamilyProgrammer:
             return False
         kernel = await self._read()
         if any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values()):
-            self._ruleset = None
+            self._forget()
             return True
         self._stamp = stamp
         return False
@@ -134,6 +137,12 @@ class FamilyProgrammer:
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
 
+    def _forget(self) -> None:
+        """The kernel may not hold what the ruleset says: a full pass is next. Keep the rows, should new ones be refused."""
+        if self._ruleset is not None:
+            self._previous = dict(self._ruleset.rows)
+            self._ruleset = None
+
     async def _commit_full(
         self, rows: Mapping[ServicePortKey, ServicePort], health_ports: frozenset[int], kernel: Mapping[str, TableSnapshot]
     ) -> dict[ServicePortKey, str]:
@@ -142,23 +151,34 @@ class FamilyProgrammer:
         self._health_ports = frozenset()
         self._change_health_ports(ruleset, plan, health_ports)
         refused = await self._sets.create(plan.new_sets)
+        if refused:
+            ruleset = self._without(rows, refused, health_ports)
         try:
-            if refused:
-                ruleset.change(dict.fromkeys(refused))
-                await self._restore_full(ruleset.chains(), kernel)
-            else:
-                frame = ruleset.frame()
-                await self._restore_full({table: frame[table] | plan.tables[table].chains for table in TABLES}, kernel)
-        except RestoreRefused as error:
+            frame = ruleset.frame()
+            services = ruleset.service_chains() if refused else plan.tables["nat"].chains
+            await self._restore_full({**frame, "nat": services | frame["nat"]}, kernel)
+        except _REFUSALS as error:
             found = await self._find_refused(ruleset, error)
             if not found:
                 raise
             refused |= found
-            ruleset.change(dict.fromkeys(found))
+            ruleset = self._without(rows, refused, health_ports)
             await self._restore_full(ruleset.chains(), await self._read())
         self._ruleset = ruleset
+        self._previous = {}
         await self._sets.keep_only(item.name for item in ruleset.sets())
         return refused
+
+    def _without(
+        self, rows: Mapping[ServicePortKey, ServicePort], refused: Iterable[ServicePortKey], health_ports: frozenset[int]
+    ) -> Ruleset:
+        """The ruleset of all rows but the refused ones; of those, what was programmed of them before stays in force."""
+        ruleset = Ruleset(self.family, self._config, self._random_fully)
+        ruleset.change({key: self._previous[key] for key in refused if key in self._previous})
+        plan = ruleset.change({key: row for key, row in rows.items() if key not in set(refused)})
+        self._health_ports = frozenset()
+        self._change_health_ports(ruleset, plan, health_ports)
+        return ruleset
 
     async def _restore_full(self, wanted: tx.Chains, kernel: Mapping[str, TableSnapshot]) -> None:
         text = tx.render(tx.full(wanted, jumps(self.family, self._config), kernel))
@@ -167,36 +187,31 @@ class FamilyProgrammer:
         else:
             self._stamp = await self._xtables.stamp()
 
-    async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused) -> dict[ServicePortKey, str]:
+    async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused | ToolFailed) -> dict[ServicePortKey, str]:
         """Which rows the kernel refuses: the one that the error names, and by bisection those it does not name."""
-        named = _HASH_IN_CHAIN.search(f"{error.chain or ''} {error}")
+        await self._xtables.restore(tx.render({"nat": tx.TableTransaction(TableChange(ruleset.shared_chains()))}))
+        named = _HASH_IN_CHAIN.search(str(error))
         suspect = ruleset.row_by_hash(named.group(1)) if named else None
-        found: dict[ServicePortKey, str] = {}
-        if suspect is not None:
-            found |= await self._probe(ruleset, [suspect])
-        rest = [key for key in ruleset.rows if key not in found]
-        found |= await self._probe(ruleset, rest)
-        try:
-            await self._xtables.restore(f"*nat\n:{_PROBE} - [0:0]\n-X {_PROBE}\nCOMMIT\n")
-        except RestoreRefused:
-            _log.debug("scratch chain stays until the next full pass", chain=_PROBE)
-        return found
+        found = await self._probe(ruleset, [suspect]) if suspect is not None else {}
+        return found | await self._probe(ruleset, [key for key in ruleset.rows if key not in found])
 
     async def _probe(self, ruleset: Ruleset, keys: list[ServicePortKey]) -> dict[ServicePortKey, str]:
-        """Load the chains of rows without anything that leads to them; halve until the refused ones are alone."""
+        """Load the chains of rows without anything that leads to them; halve until the refused ones are alone.
+
+        What this leaves behind is mended by the full pass that follows.
+        """
         if not keys:
             return {}
-        lines: list[str] = []
-        chains: list[str] = [_PROBE]
+        nat, scratch = TableChange(), TableChange({_PROBE: []})
         for key in keys:
             rules = ruleset.translate(ruleset.rows[key])
-            chains += rules.chains
-            lines += [f"-A {name} {rule}" for name, chain in rules.chains.items() for rule in chain]
-            lines += [f"-A {_PROBE} -p {key.protocol} -m {key.protocol} --dport 1 {leaf.target}" for _, leaf in rules.nat]
-        text = "\n".join(["*nat", *(f":{name} - [0:0]" for name in chains), *lines, "COMMIT", ""])
+            nat.chains |= rules.chains
+            match = f"-p {key.protocol} -m {key.protocol} --dport 1"
+            nat.chains.setdefault(_PROBE, []).extend(f"{match} {leaf.target}" for _, leaf in rules.nat)
+            scratch.chains[_PROBE] += [f"{match} {leaf.target}" for _, leaf in rules.filter]
         try:
-            await self._xtables.restore(text)
-        except RestoreRefused as error:
+            await self._xtables.restore(tx.render({"nat": tx.TableTransaction(nat), "filter": tx.TableTransaction(scratch)}))
+        except _REFUSALS as error:
             if len(keys) == 1:
                 return {keys[0]: str(error)}
             middle = len(keys) // 2

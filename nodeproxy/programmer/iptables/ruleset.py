@@ -17,6 +17,7 @@ from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, L
 from nodeproxy.programmer.iptables.names import (
     ADDRESS_TREE,
     HEALTH_PORT_TREE,
+    MARK_MASQ,
     NODE_PORT_TREE,
     NODE_PORTS,
     SERVICES,
@@ -73,9 +74,16 @@ class Ruleset:
     def chains(self) -> dict[str, dict[str, list[str]]]:
         """Every wanted chain with its rules, by table. Translates all rows: for full passes and audits only."""
         chains = self.frame()
-        for row in self.rows.values():
-            chains["nat"].update(self.translate(row).chains)
+        chains["nat"].update(self.service_chains())
         return chains
+
+    def service_chains(self) -> dict[str, list[str]]:
+        """The chains of all rows, which are in the nat table."""
+        return {name: rules for row in self.rows.values() for name, rules in self.translate(row).chains.items()}
+
+    def shared_chains(self) -> dict[str, list[str]]:
+        """Chains of the nat table that the chains of rows jump to."""
+        return {MARK_MASQ: self._fixed["nat"][MARK_MASQ]}
 
     def frame(self) -> dict[str, dict[str, list[str]]]:
         """The wanted chains that belong to no row: fixed ones, and the dispatch trees. By table."""

@@ -164,9 +164,13 @@ def _status_error(response: BaseHTTPResponse) -> StatusError:
 
 
 def _transport_error(error: BaseException) -> RequestError:
-    """The innermost cause: the texts around it name addresses in memory, which differ each time."""
-    cause = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
-    text = str(cause) or type(cause).__name__
-    return RequestError(f"{type(cause).__name__}: {text}" if " object at 0x" not in text else type(cause).__name__)
+    """What the system said, if it did: the texts of errors around it name addresses in memory, different each time."""
+    cause: BaseException | None = error
+    system: OSError | None = None
+    while cause is not None:
+        if isinstance(cause, OSError):
+            system = cause
+        cause = cause.__cause__ or cause.__context__
+    if system is not None:
+        return RequestError(f"{type(system).__name__}: {system}")
+    return RequestError(f"the connection broke off ({type(error).__name__})")

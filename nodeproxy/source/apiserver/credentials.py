@@ -52,7 +52,7 @@ class Credentials:
             raise CredentialsError(f"{self}: the cluster of the current context names no server")
         if not _is_http_url(host):
             raise CredentialsError(f"{self}: {host!r} is not an http:// or https:// URL")
-        return LoadedCredentials(configuration)
+        return LoadedCredentials(configuration, host.rstrip("/"))
 
     def _load_kubeconfig(self, path: Path, configuration: Any) -> None:
         from kubernetes import config  # noqa: PLC0415
@@ -89,14 +89,12 @@ def _is_http_url(text: str) -> bool:
 class LoadedCredentials:
     """Credentials as read at one time. Safe to use from several threads."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, host: str) -> None:
         self.configuration = configuration
-        self._lock = threading.Lock()
-
-    @property
-    def host(self) -> str:
+        # Kept apart from the configuration, as the client's refresh of a token sets the kubeconfig's server there again.
+        self.host = host
         """Base URL of the API server, without a slash at its end."""
-        return str(self.configuration.host).rstrip("/")
+        self._lock = threading.Lock()
 
     def headers(self) -> dict[str, str]:
         """Headers that authenticate a request. Blocking: an expired token is renewed here. Raises CredentialsError."""

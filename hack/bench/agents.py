@@ -1,0 +1,141 @@
+"""Owns starting the agents that are compared, nodeproxy and kube-proxy by path, and telling when each says that it is done."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from hack.bench.feeds import NODE, Feed
+from nodeproxy.sandbox.agent import (
+    HEALTHZ,
+    METRICS,
+    AgentError,
+    AgentFlags,
+    AgentProcess,
+    Variant,
+    http_get,
+    variant_environment,
+)
+from nodeproxy.sandbox.topology import Sandbox
+
+_LAST_SYNC: Final = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
+_FLAGS: Final = AgentFlags(hostname=NODE)
+
+
+class Contender(ABC):
+    """A program to be measured, as it is started on a node."""
+
+    name: str
+    program: str
+    sources: Sequence[str]
+
+    @abstractmethod
+    def command(self, feed: Feed, variant: Variant) -> list[str]:
+        """Its command line."""
+
+    @abstractmethod
+    def ready_at(self, agent: AgentProcess) -> float | None:
+        """When (Unix seconds) it was done with its first sync; None if it is not yet."""
+
+    def environment(self, box: Sandbox, variant: Variant) -> dict[str, str]:
+        """What it finds in its environment: `iptables` is of the variant."""
+        return variant_environment(box, variant)
+
+
+class Nodeproxy(Contender):
+    """Ours, of this Python's environment. `profile`: the file that gets its profile when it ends."""
+
+    name = "nodeproxy"
+    sources = ("manifests", "apiserver")
+
+    def __init__(self, profile: Path | None = None) -> None:
+        self.program = str(Path(sys.executable).with_name("nodeproxy"))
+        self._start = [self.program]
+        if profile is not None:
+            self._start = [sys.executable, "-m", "hack.bench.profiled", str(profile)]
+
+    def command(self, feed: Feed, variant: Variant) -> list[str]:
+        flags = _FLAGS.arguments()
+        return [*self._start, "run", "--mode", "iptables", *feed.flags(), "--iptables-variant", variant, *flags]
+
+    def ready_at(self, agent: AgentProcess) -> float | None:
+        """Healthz is 200: everything that was wanted when it looked is in the kernel, in both families."""
+        status, _ = http_get(agent.node, f"http://{HEALTHZ}/healthz", timeout=5.0)
+        return time.time() if status == 200 else None
+
+
+class KubeProxy(Contender):
+    """kube-proxy, by path."""
+
+    sources = ("apiserver",)
+
+    def __init__(self, program: Path) -> None:
+        self.program = str(program)
+        self.name = _version(program)
+
+    def command(self, feed: Feed, variant: Variant) -> list[str]:
+        return [self.program, "--proxy-mode", "iptables", *feed.flags(), *_FLAGS.arguments()]
+
+    def ready_at(self, agent: AgentProcess) -> float | None:
+        """Its healthz is 200 too early; its metric has the time of the last sync of each family."""
+        _, text = http_get(agent.node, f"http://{METRICS}/metrics", timeout=5.0)
+        lines = [line for line in text.splitlines() if line.partition(" ")[0].partition("{")[0] == _LAST_SYNC]
+        times = [float(line.rpartition(" ")[2]) for line in lines]
+        return max(times) if times and min(times) > 0 else None
+
+
+def _version(program: Path) -> str:
+    """As `kube-proxy v1.36.2`."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    return f"kube-proxy {words[-1]}" if done.returncode == 0 and words else program.name
+
+
+class Running(AbstractContextManager["Running"]):
+    """A contender at work on a node, started on entering the block and ended with it; its rules stay.
+
+    `started` and `started_wall` are when, monotonic and in Unix seconds.
+    """
+
+    def __init__(self, contender: Contender, box: Sandbox, feed: Feed, variant: Variant) -> None:
+        self._contender = contender
+        command = contender.command(feed, variant)
+        self._agent = AgentProcess(box, command, environment=contender.environment(box, variant), name=variant)
+
+    def __enter__(self) -> Self:
+        self.started_wall = time.time()
+        self._agent.start()
+        self.started = self._agent.started
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._agent.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._agent.process is not None
+        return self._agent.process.pid
+
+    def check(self) -> None:
+        """Raise AgentError if it ended."""
+        if not self._agent.running():
+            raise AgentError(f"{self._contender.name} ended\n{self._agent.log_tail()}")
+
+    def wait_ready(self, deadline: float, pause: float) -> float:
+        """Seconds from the start until it said that it is done. Raises AgentError at the (monotonic) deadline."""
+        while time.monotonic() < deadline:
+            self.check()
+            with suppress(OSError, http.client.HTTPException):
+                if (done := self._contender.ready_at(self._agent)) is not None:
+                    return done - self.started_wall
+            time.sleep(pause)
+        raise AgentError(f"{self._contender.name} is not done\n{self._agent.log_tail(3)}")

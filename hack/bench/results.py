@@ -1,0 +1,147 @@
+"""Owns the figures of a benchmark as they go into the JSON file. Durations in seconds, memory in KiB, unless named otherwise."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+
+
+class Cpu(Struct, frozen=True):
+    """CPU time, user and system, that a process used itself and that its children used which it has waited for."""
+
+    own: float
+    children: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.own + self.children
+
+
+class Spread(Struct, frozen=True):
+    """Median, least and greatest of some samples."""
+
+    median: float
+    min: float
+    max: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Of at least one sample."""
+    return Spread(statistics.median(samples), min(samples), max(samples))
+
+
+class RuleCount(Struct, frozen=True):
+    """Rules and chains that iptables-save prints, all tables of one family together."""
+
+    rules: int
+    chains: int
+
+
+class FirstSync(Struct):
+    """From the start of the process until the kernel has the rules.
+
+    `seconds` is the later of two moments: `answered_seconds`, when the first connection to a cluster IP got through, and
+    `ready_seconds`, when the agent said that it is done (nodeproxy: healthz is 200; kube-proxy: the time in its metric of the
+    last sync, of both families). `cpu` is what it had used up to then. `floor_seconds` is how long iptables-restore alone
+    takes for the same IPv4 rules in an empty namespace, where that was asked for.
+    """
+
+    seconds: float
+    answered_seconds: float
+    ready_seconds: float
+    cpu: Cpu
+    floor_seconds: float | None = None
+
+
+class Changes(Struct):
+    """One endpoint moved, so many times: from then until a connection went to the new one.
+
+    `seconds` are the samples, which include those of `write_seconds` (the request to the API server, or the file moved into
+    place); `warm_up_seconds` is the first change, which does not count. `cpu_per_change` is without what the agent uses in
+    the same time when nothing changes.
+    """
+
+    seconds: list[float]
+    write_seconds: list[float]
+    warm_up_seconds: float
+    spread: Spread
+    cpu_per_change: Cpu
+
+
+class Memory(Struct, frozen=True):
+    """Resident memory of the agent's process after all changes, and the greatest it ever had."""
+
+    rss_kib: int
+    peak_kib: int
+
+
+class Idle(Struct, frozen=True):
+    """What an agent uses over a while in which nothing changes."""
+
+    seconds: float
+    cpu: Cpu
+
+
+class Run(Struct):
+    """One agent on one node, in one variant of iptables. `error` says why later figures are missing."""
+
+    agent: str
+    variant: str
+    source: str
+    program: str
+    first_sync: FirstSync | None = None
+    changes: Changes | None = None
+    memory: Memory | None = None
+    rules: dict[str, RuleCount] = field(default_factory=dict)
+    idle: Idle | None = None
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Who it is, for tables and plots."""
+        return f"{self.agent} {self.variant} ({self.source})"
+
+
+class ConnectTarget(Struct):
+    """connect() to one cluster IP, from a pod. `position` is that of its rule among those of all Services."""
+
+    services: int
+    position: str
+    address: str
+    microseconds: list[float]
+    spread: Spread
+
+
+class ConnectRun(Struct):
+    """Connect latency with few Services and with many. `ratio`: median for the last of many, over the last of few."""
+
+    agent: str
+    variant: str
+    targets: list[ConnectTarget] = field(default_factory=list)
+    ratio: float | None = None
+    error: str | None = None
+
+
+class Machine(Struct, frozen=True):
+    """What it ran on; the load average is that of the minute before."""
+
+    cores: int
+    kernel: str
+    iptables: str
+    python: str
+    load_average: float
+
+
+class Report(Struct):
+    """Everything of one call of the benchmark."""
+
+    command: str
+    started: str
+    machine: Machine
+    services: int
+    endpoints: int
+    runs: list[Run] = field(default_factory=list)
+    connect: list[ConnectRun] = field(default_factory=list)
