@@ -26,7 +26,7 @@ from nodeproxy.kernel.variant import detect_variant
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import DetectLocalMode, ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables.programmer import IptablesProgrammer
-from nodeproxy.source.events import Source
+from nodeproxy.source.events import Source, SourceError
 
 _log = structlog.get_logger(__name__)
 
@@ -99,7 +99,7 @@ class Agent:
         while True:
             try:
                 await source.run(self._loop.deliver)
-            except OSError as error:
+            except (SourceError, OSError) as error:
                 _log.error("source failed", error=str(error))
             await asyncio.sleep(backoff.next())
 
@@ -122,12 +122,13 @@ def make_source(config: AgentConfig) -> Source:
         from nodeproxy.source.manifests import ManifestSource  # noqa: PLC0415
 
         return ManifestSource(config.manifests, config.node_name, config.service_proxy_name)
-    from nodeproxy.source.apiserver.credentials import CredentialsError, load_credentials  # noqa: PLC0415
+    from nodeproxy.source.apiserver.credentials import Credentials  # noqa: PLC0415
     from nodeproxy.source.apiserver.source import ApiServerSource  # noqa: PLC0415
 
+    credentials = Credentials(config.kubeconfig, config.master)
     try:
-        credentials = load_credentials(config.kubeconfig, config.master)
-    except CredentialsError as error:
+        credentials.load()
+    except SourceError as error:
         raise StartError(str(error)) from error
     return ApiServerSource(credentials, config.node_name, config.service_proxy_name)
 

@@ -45,6 +45,10 @@ Event = Upserted | Deleted | Refused | ListComplete
 Deliver = Callable[[Sequence[Event]], None]
 
 
+class SourceError(Exception):
+    """A source cannot go on by itself, for instance for want of credentials. What it delivered stays valid."""
+
+
 class Source(Protocol):
     """Delivers cluster state as events."""
 

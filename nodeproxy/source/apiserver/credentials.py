@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from nodeproxy.source.events import SourceError
+
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
 
-class CredentialsError(Exception):
+class CredentialsError(SourceError):
     """The address of the API server, or credentials for it, cannot be had. The text says from where and why not."""
 
 
