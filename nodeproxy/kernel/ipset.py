@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from nodeproxy.kernel import ipset_messages as messages
 from nodeproxy.kernel.errors import FeatureMissing, ItemRefused, RequestRefused, describe_errno
-from nodeproxy.kernel.ipset_messages import Entry, SetContents, SetSpec
+from nodeproxy.kernel.ipset_messages import Entry, SetContents, SetSize, SetSpec
 from nodeproxy.kernel.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_EXCL, Message, NetlinkSocket, attribute, attributes
 
 __all__ = ["Entry", "IPSets", "SetContents", "SetSpec"]
@@ -104,6 +104,12 @@ class IPSets:
                 if kind == messages.ATTR_SETNAME:
                     names.add(messages.decode_name(message[start:end]))
         return sorted(name for name in names if name.startswith(prefix))
+
+    def sizes(self, prefix: str = "") -> list[SetSize]:
+        """How full the sets whose names begin with `prefix` are; their entries are not read. Raises RequestRefused."""
+        flags = attribute(messages.ATTR_FLAGS, messages.FLAG_LIST_HEADER.to_bytes(4, "big"))
+        found = [messages.decode_size(part) for part in self._dump(messages.CMD_LIST, NLM_F_DUMP, "list sets", flags)]
+        return [size for size in found if size.name.startswith(prefix)]
 
     def contents(self, name: str) -> SetContents:
         """A set with its settings and entries, in no order. Raises ItemRefused (ENOENT) if there is none of that name."""

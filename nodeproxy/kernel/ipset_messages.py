@@ -37,6 +37,7 @@ ATTR_DATA: Final = 7
 ATTR_ADT: Final = 8
 ATTR_PROTOCOL_MIN: Final = 10  # also the lowest revision of a type
 FLAG_LIST_SETNAME: Final = 1 << 1
+FLAG_LIST_HEADER: Final = 1 << 2
 
 _IP, _CIDR, _PORT, _PORT_TO, _TIMEOUT, _PROTO = 1, 3, 4, 5, 6, 7
 _HASHSIZE, _MAXELEM, _ELEMENTS, _REFERENCES, _MEMSIZE = 18, 19, 24, 25, 26
@@ -126,6 +127,15 @@ class SetContents:
     references: int
     memory_bytes: int
     entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSize:
+    """How full a hash set is: `hash_size` in buckets, `elements` in entries (timed-out ones may still be counted)."""
+
+    name: str
+    hash_size: int
+    elements: int
 
 
 def message_type(command: int) -> int:
@@ -244,6 +254,13 @@ def decode_listing(message: bytes) -> SetContents:
     adt = top.get(ATTR_ADT, b"")
     entries = tuple(_decode_entry(adt, start, end) for _, start, end in attributes(adt, 0, len(adt)))
     return SetContents(spec, _number(header.get(_REFERENCES)) or 0, _number(header.get(_MEMSIZE)) or 0, entries)
+
+
+def decode_size(message: bytes) -> SetSize:
+    """One message of a listing of headers."""
+    top = values_of(message, 4, len(message))
+    header = values_of(top.get(ATTR_DATA, b""), 0, len(top.get(ATTR_DATA, b"")))
+    return SetSize(decode_name(top[ATTR_SETNAME]), _number(header.get(_HASHSIZE)) or 0, _number(header.get(_ELEMENTS)) or 0)
 
 
 def _decode_entry(data: bytes, start: int, end: int) -> Entry:

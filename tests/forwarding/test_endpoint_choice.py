@@ -144,6 +144,19 @@ class TestMerging:
         )
         assert addresses(world.row.local_backends) == ["10.0.0.1"]
 
+    @pytest.mark.parametrize("names", [("web-a", "web-b"), ("web-b", "web-a")])
+    def test_of_two_that_are_equal_otherwise_the_first_slice_by_name_holds(self, names: tuple[str, str]) -> None:
+        """Whatever the order in which they came: here it shows by the hints."""
+        by_name = {"web-a": ready("10.0.0.1", zones=["a"]), "web-b": ready("10.0.0.1", zones=["b"])}
+        slices = [
+            slice_of("web", by_name[name], ready(f"10.0.1.{last}", zones=["a"]), name=name)
+            for last, name in enumerate(names)
+        ]
+        world = World(node("b"), service(), *slices)
+        assert len(world.row.cluster_backends) == 3  # web-b's hint for our zone does not count, so no hint does
+        world.apply(node("a"))
+        assert len(world.row.cluster_backends) == 3  # all of them are for this zone now
+
     def test_within_a_slice_too(self) -> None:
         assert cluster_set(dead("10.0.0.1"), ready("10.0.0.1"), dead("10.0.0.1")) == ["10.0.0.1"]
 

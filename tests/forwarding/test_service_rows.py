@@ -292,6 +292,10 @@ class TestHealthCheck:
         world = World(service(ports=ports, **self.SPEC), slice_of("web", ready("10.0.0.1", HERE), ports=ports))
         assert [check.local_endpoints for check in world.tracker.table.health_checks.values()] == [1]
 
+    def test_a_slice_without_a_usable_port_does_not_count(self) -> None:
+        world = World(service(**self.SPEC), slice_of("web", ready("10.0.0.1", HERE), ports=[{"name": "http", "port": None}]))
+        assert [check.local_endpoints for check in world.tracker.table.health_checks.values()] == [0]
+
     def test_a_dual_stack_pod_counts_once(self) -> None:
         world = World(
             service(clusterIPs=["10.96.0.1", "fd00::1"], **self.SPEC),

@@ -36,7 +36,7 @@ def test_yaml_and_json_say_the_same() -> None:
     objects = [service("a"), endpoint_slice("a", ["10.0.0.1", "10.0.0.2"]), node("here")]
     from_yaml = parse(as_yaml(*objects)).objects
     assert set(from_yaml) == {key("a"), key("a", Kind.ENDPOINT_SLICE), ObjectKey(Kind.NODE, "", "here")}
-    for text, name in [
+    texts: list[tuple[str | bytes, str]] = [
         (json.dumps({"kind": "List", "apiVersion": "v1", "items": objects}), "x.json"),
         (json.dumps({"kind": "List", "apiVersion": "v1", "items": objects}), "x.yaml"),
         ("\n".join(map(json.dumps, objects)), "x.json"),
@@ -44,7 +44,8 @@ def test_yaml_and_json_say_the_same() -> None:
         ("\n---\n".join(map(json.dumps, objects)), "x.yaml"),
         (as_yaml({"kind": "List", "apiVersion": "v1", "items": objects}), "x.yml"),
         (b"\xef\xbb\xbf" + json.dumps({"kind": "List", "items": objects}).encode(), "x.json"),
-    ]:
+    ]
+    for text, name in texts:
         content = parse(text, name)
         assert content.objects == from_yaml
         assert not content.problems

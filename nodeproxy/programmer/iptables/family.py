@@ -115,6 +115,8 @@ class FamilyProgrammer:
         ruleset = self._ruleset
         if ruleset is None:
             return False
+        if ruleset.has_affinity:
+            await self._sets.grow()
         stamp = await self._xtables.stamp()
         if stamp == self._stamp:
             return False

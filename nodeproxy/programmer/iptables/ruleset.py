@@ -56,6 +56,7 @@ class Ruleset:
 
     def __init__(self, family: Family, config: ProgrammerConfig, random_fully: bool) -> None:
         self.rows: dict[ServicePortKey, ServicePort] = {}
+        self._with_affinity = 0
         self._translator = Translator(family, config.local_detector)
         self._addresses = AddressSpace(family, ADDRESS_TREE)
         self._ports = PortSpace(NODE_PORT_TREE)
@@ -125,10 +126,7 @@ class Ruleset:
                 leaves[id(tree)][1][position] = leaf
             self._change_chains(plan, old, new)
         for key, after in rows.items():
-            if after is None:
-                self.rows.pop(key, None)
-            else:
-                self.rows[key] = after
+            self._set_row(key, after)
         for table in TABLES:
             for tree in (self._address_trees[table], self._port_trees[table]):
                 self._change_tree(plan, table, tree, leaves[id(tree)][1])
@@ -145,10 +143,19 @@ class Ruleset:
         for tree, leaves in reversed(plan.leaves_before):
             tree.update(leaves)
         for key, before in plan.rows_before.items():
-            if before is None:
-                self.rows.pop(key, None)
-            else:
-                self.rows[key] = before
+            self._set_row(key, before)
+
+    @property
+    def has_affinity(self) -> bool:
+        """Whether any row has session affinity."""
+        return self._with_affinity > 0
+
+    def _set_row(self, key: ServicePortKey, row: ServicePort | None) -> None:
+        before = self.rows.pop(key, None)
+        self._with_affinity -= before is not None and before.affinity_seconds is not None
+        if row is not None:
+            self.rows[key] = row
+            self._with_affinity += row.affinity_seconds is not None
 
     def _trees(self, table: str) -> Iterable[DispatchTree]:
         yield self._address_trees[table]
