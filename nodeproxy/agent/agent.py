@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 from collections.abc import Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.config import AgentConfig, Mode
 from nodeproxy.agent.health import Health
-from nodeproxy.agent.http import health_application, metrics_application, serving
+from nodeproxy.agent.http import health_routes, metrics_routes, serving
 from nodeproxy.agent.metrics import Metrics
 from nodeproxy.agent.node import available_families, programmer_config
 from nodeproxy.agent.sync import SyncLoop
@@ -20,7 +22,7 @@ from nodeproxy.cluster.state import ClusterState
 from nodeproxy.forwarding.node import NodeFacts
 from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker
-from nodeproxy.kernel.addresses import local_addresses
+from nodeproxy.kernel.addresses import AddressMonitor, local_addresses
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.variant import detect_variant
 from nodeproxy.kernel.xtables_tools import Variant
@@ -53,9 +55,10 @@ class Agent:
         )
         self._programmer_config = self._make_programmer_config()
         self._programmer = _make_programmer(config, self._programmer_config)
+        self._tracker = ForwardingTracker(facts)
         self._loop = SyncLoop(
             state=self._state,
-            tracker=ForwardingTracker(facts),
+            tracker=self._tracker,
             programmer=self._programmer,
             health=self._health,
             metrics=self._metrics,
@@ -77,8 +80,8 @@ class Agent:
         await asyncio.to_thread(apply_settings, self._config, self._programmer_config)
         if self._config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not self._config.cluster_cidrs:
             _log.warning("no --cluster-cidr: traffic of local pods cannot be told apart, cluster IPs are not masqueraded")
-        health = health_application(self._health, self._metrics)
-        metrics = metrics_application(self._metrics, self._config.mode)
+        health = health_routes(self._health, self._metrics)
+        metrics = metrics_routes(self._metrics, self._config.mode)
         async with (
             serving("healthz", self._config.healthz_bind_address, health),
             serving("metrics", self._config.metrics_bind_address, metrics),
@@ -88,7 +91,9 @@ class Agent:
 
     async def _until(self, stop: asyncio.Event, source: Source) -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._loop.run()), group.create_task(self._run_source(source))]
+            tasks = [
+                group.create_task(work) for work in (self._loop.run(), self._run_source(source), self._follow_addresses())
+            ]
             await stop.wait()
             for task in tasks:
                 task.cancel()
@@ -103,6 +108,17 @@ class Agent:
                 _log.error("source failed", error=str(error))
             await asyncio.sleep(backoff.next())
 
+    async def _follow_addresses(self) -> None:
+        """Take note when the node's own addresses change. They matter where no Node object tells them."""
+        with AddressMonitor() as monitor:
+            async for _ in monitor.changes():
+                addresses = _node_addresses()
+                if addresses != self._local_addresses:
+                    self._local_addresses = addresses
+                    self._tracker.facts = replace(self._tracker.facts, addresses=tuple(addresses))
+                    self._reconfigure()
+                    self._loop.request()
+
     def _make_programmer_config(self) -> ProgrammerConfig:
         return programmer_config(self._config, self._families, self._state.node, self._local_addresses)
 
@@ -110,6 +126,9 @@ class Agent:
         """The Node object came, changed or went: some rules depend on its CIDRs and addresses."""
         node = self._state.node
         self._health.node_eligible = node is None or node.eligible
+        self._reconfigure()
+
+    def _reconfigure(self) -> None:
         fresh = self._make_programmer_config()
         if fresh != self._programmer_config:
             self._programmer_config = fresh
@@ -152,9 +171,14 @@ def choose_variant(config: AgentConfig) -> Variant:
 
 
 def _node_addresses() -> list[str]:
-    """Addresses of the node's interfaces, but loopback."""
+    """Addresses of the node's interfaces, but loopback and link-local ones (those come and go with every pod)."""
     try:
-        return [address for address in local_addresses() if not address.startswith("127.") and address != "::1"]
+        return [address for address in local_addresses() if not _is_loopback_or_link_local(address)]
     except KernelError as error:
         _log.warning("cannot read local addresses", error=str(error))
         return []
+
+
+def _is_loopback_or_link_local(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return address.is_loopback or address.is_link_local

@@ -81,8 +81,6 @@ def main_group() -> None:
 @_LOG_OPTIONS[1]
 def run(hostname_override: str | None, verbosity: int, log_format: str, **options: Any) -> None:
     """Run the agent. Flags have kube-proxy's names and meanings."""
-    from nodeproxy.agent.agent import Agent, StartError  # noqa: PLC0415
-
     configure_logging(verbosity, log_format)
     options["mode"] = Mode(options["mode"])
     options["detect_local_mode"] = DetectLocalMode(options["detect_local_mode"])
@@ -90,10 +88,13 @@ def run(hostname_override: str | None, verbosity: int, log_format: str, **option
     config = AgentConfig(node_name=node_name, **options)
     try:
         check(config)
-        _need_root()
-        asyncio.run(Agent(config).run())
     except ConfigError as error:
         _fail(*error.complaints)
+    _need_root()
+    from nodeproxy.agent.agent import Agent, StartError  # noqa: PLC0415 - only an agent that starts needs all of it
+
+    try:
+        asyncio.run(Agent(config).run())
     except StartError as error:
         _fail(str(error))
 

@@ -79,6 +79,11 @@ class TestPolicies:
         world = World(service(externalIPs=["198.51.100.1"], externalTrafficPolicy="Local"), slice_of("web", *BOTH))
         assert world.frontend(EXTERNAL_IP).backend_set is BackendSet.LOCAL
 
+    def test_external_policy_holds_for_nothing_else_of_type_cluster_ip(self) -> None:
+        """A load balancer IP left over from an earlier type: kube-proxy takes the policy for Cluster, and so do we."""
+        world = World(service(ingress=[VIP], externalTrafficPolicy="Local"), slice_of("web", *BOTH))
+        assert world.frontend(LOAD_BALANCER_IP).backend_set is BackendSet.CLUSTER
+
     def test_a_set_that_nobody_uses_is_empty(self) -> None:
         assert everywhere(*BOTH).row.local_backends == ()
         internal_only = World(service(internalTrafficPolicy="Local"), slice_of("web", *BOTH)).row
