@@ -29,6 +29,7 @@ from nodeproxy.sandbox.client import (
     probe_many,
 )
 from nodeproxy.sandbox.scene import ON_NODE, OUTSIDE, Flow, Layout, Scene, lay_out, sticky
+from nodeproxy.sandbox.sockets import split_host_port
 
 FEW: Final = 6
 MISSED: Final = 1e-9
@@ -123,11 +124,18 @@ def _endpoint_problems(layout: Layout, flow: Flow, verdicts: list[Verdict]) -> I
             yield "affinity, but more than one endpoint answered one client"
     elif expected - names:
         yield f"never answered by {sorted(expected - names)}"
-    for source in sorted({answer.source for answer in answers}):
-        if flow.masquerade and (source == flow.source or source not in layout.box.owned_addresses()):
-            yield f"not masqueraded: source {source} arrived"
-        if not flow.masquerade and source != flow.source:
-            yield f"masqueraded: source {source} arrived"
+    yield from sorted({problem for answer in answers if (problem := _source_problem(layout, flow, answer))})
+
+
+def _source_problem(layout: Layout, flow: Flow, answer: Answered) -> str | None:
+    """What is wrong with the source that arrived. A hairpin (who sends is who answers) is masqueraded in any case."""
+    hairpin = answer.name in flow.expect and split_host_port(answer.name)[0] == flow.source
+    rewritten = answer.source != flow.source and answer.source in layout.box.owned_addresses()
+    if (flow.masquerade or hairpin) and not rewritten:
+        return f"not masqueraded: source {answer.source} arrived"
+    if not flow.masquerade and not hairpin and answer.source != flow.source:
+        return f"masqueraded: source {answer.source} arrived"
+    return None
 
 
 def _untouched_problems(flow: Flow, verdicts: list[Verdict]) -> Iterator[str]:
@@ -172,6 +180,8 @@ def check_accept(layout: Layout, flow: Flow) -> FlowResult:
         reached = isinstance(verdict, Answered) and (verdict.name, verdict.source) == (ON_NODE, flow.source)
         if not reached and not isinstance(verdict, Connected):
             result.problems.append(f"not accepted: {_short(verdict)}")
+    if layout.from_node(flow):
+        return result  # what comes in by loopback is let in in any case, as on every node
     with layout.sender(flow) as where:
         beside = Probe(flow.destination, CLOSED_PORT, flow.protocol, flow.source)
         control = probe_many(where, [beside])[0]

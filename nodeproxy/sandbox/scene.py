@@ -127,6 +127,8 @@ def sticky(scene: Scene, flow: Flow) -> bool:
         addresses = {spec.get("clusterIP"), *spec.get("clusterIPs", []), *spec.get("externalIPs", [])}
         addresses |= {one.get("ip") for one in ingress}
         for port in spec.get("ports", []):
+            if flow.protocol != port.get("protocol", "TCP"):
+                continue
             if flow.port == port.get("nodePort") or (flow.destination in addresses and flow.port == port.get("port")):
                 return True
     return False
