@@ -57,6 +57,7 @@ class SyncLoop:
         self._unprogrammed = _NOTHING
         self._dirty = False
         self._synced_once = False
+        self.first_sync = asyncio.Event()
         self._refused: dict[ServicePortKey, str] = {}
         self._refused_backoff = Backoff(1.0, 300.0)
         self._failure_backoff = Backoff(0.5, 30.0)
@@ -192,6 +193,7 @@ class SyncLoop:
         else:
             _log.debug("synced", rows=rows, full=full, seconds=round(took, 4))
         self._synced_once = True
+        self.first_sync.set()
 
     def _count(self, events: Sequence[Event]) -> None:
         for event in events:
