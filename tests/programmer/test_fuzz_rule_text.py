@@ -1,7 +1,7 @@
 """Hostile objects, from raw JSON to rule text: 10,000 mutated ones, and no text escapes its field.
 
 Every line of every transaction must fit a grammar that knows only the words that nodeproxy writes; what is left at the end
-is also read by the real iptables-restore (in `tests/kernel/test_programmer_kernel.py`).
+is also read by the real iptables-restore (in `test_rules_on_kernel.py`).
 """
 
 from __future__ import annotations
@@ -145,11 +145,8 @@ def event_of(kind: Kind, obj: dict[str, Any]) -> Event:
         return Refused(identify(kind, text, read_json), explain(error), "fuzz")
 
 
-def hostile_transactions(seed: int, objects: int) -> Iterator[tuple[Family, str, bool]]:
-    """Family, transaction text, and whether the source refused the object as a whole."""
-    source = random.Random(seed)
-    state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here", addresses=("198.51.100.7",)))
-    rulesets = {family: Ruleset(family, CONFIG, True) for family in Family}
+def hostile_events(source: random.Random, objects: int) -> Iterator[Event]:
+    """Events of a source that reads Services and EndpointSlices, most of them mutated."""
     for _ in range(objects):
         kind = source.choice((Kind.SERVICE, Kind.ENDPOINT_SLICE))
         base = copy.deepcopy(SERVICE if kind is Kind.SERVICE else SLICE)
@@ -160,7 +157,18 @@ def hostile_transactions(seed: int, objects: int) -> Iterator[tuple[Family, str,
             base["spec"]["clusterIPs"] = [f"10.96.0.{number}", f"fd00:96::{number:x}"]
         else:
             base["metadata"]["labels"]["kubernetes.io/service-name"] = f"web-{source.randint(0, 20)}"
-        event = event_of(kind, mutated(base, source) if source.random() < 0.6 else base)
+            if number % 3 == 0:
+                base["addressType"] = "IPv6"
+                for index, endpoint in enumerate(base["endpoints"]):
+                    endpoint["addresses"] = [f"fd00:1::{index + 1:x}"]
+        yield event_of(kind, mutated(base, source) if source.random() < 0.6 else base)
+
+
+def hostile_transactions(seed: int, objects: int) -> Iterator[tuple[Family, str, bool]]:
+    """Family, transaction text, and whether the source refused the object as a whole."""
+    state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here", addresses=("198.51.100.7",)))
+    rulesets = {family: Ruleset(family, CONFIG, True) for family in Family}
+    for event in hostile_events(random.Random(seed), objects):
         delta = tracker.update(state, state.apply([event]))
         for family, ruleset in rulesets.items():
             rows = {key: change.after for key, change in delta.rows.items() if key.family is family}
