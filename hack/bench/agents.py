@@ -1,4 +1,4 @@
-"""Owns starting the agents that are compared, nodeproxy and kube-proxy by path, and telling when each says that it is done."""
+"""Owns starting what is compared, nodeproxy and kube-proxy by path, and telling when each says that it is done."""
 
 from __future__ import annotations
 
@@ -65,6 +65,10 @@ class Nodeproxy(Contender):
     def command(self, feed: Feed, variant: Variant) -> list[str]:
         flags = _FLAGS.arguments()
         return [*self._start, "run", "--mode", "iptables", *feed.flags(), "--iptables-variant", variant, *flags]
+
+    def environment(self, box: Sandbox, variant: Variant) -> dict[str, str]:
+        """Bytecode is kept from the first start on, as with every installed program, whatever our own environment says."""
+        return {**super().environment(box, variant), "PYTHONDONTWRITEBYTECODE": ""}
 
     def ready_at(self, agent: AgentProcess) -> float | None:
         """Healthz is 200: everything that was wanted when it looked is in the kernel, in both families."""

@@ -14,19 +14,9 @@ from dataclasses import dataclass, field
 
 from hack.bench import datapath, rules
 from hack.bench.agents import Contender, Running
-from hack.bench.datapath import Witness
-from hack.bench.feeds import (
-    PROBE_ADDRESS,
-    SERVICE_PORT,
-    TARGET_PORT,
-    ApiServerFeed,
-    Feed,
-    ManifestFeed,
-    addresses_of,
-    shape_of,
-)
+from hack.bench.feeds import SERVICE_PORT, TARGET_PORT, ApiServerFeed, Feed, ManifestFeed, addresses_of, shape_of
 from hack.bench.results import ConnectRun, ConnectTarget, spread
-from hack.bench.scenarios import CLIENT, FAILURES, PODS, Say, first_sync, node
+from hack.bench.scenarios import FAILURES, PODS, Node, Say, first_sync
 from nodeproxy.sandbox.agent import Variant
 from nodeproxy.sandbox.namespace import Namespace
 
@@ -113,16 +103,15 @@ class ConnectScenario:
         title = f"{contender.name} {variant}, {services} Services"
         addresses = addresses_of(shape_of(services, 1))
         try:
-            box = self._stack.enter_context(node(feed))
-            client, *pods = box.add_pods([[CLIENT], *([pod] for pod in PODS)])
-            listener = self._stack.enter_context(datapath.listen(box.outside, "", TARGET_PORT))
-            places = list(zip(pods, PODS, strict=True))
+            node = Node(self._stack)
+            listener = self._stack.enter_context(datapath.listen(node.box.outside, "", TARGET_PORT))
             with (
-                Witness(client, (PROBE_ADDRESS, SERVICE_PORT), places, TARGET_PORT) as witness,
-                Running(contender, box, feed, variant) as running,
+                feed.reachable_from(node.box),
+                node.witness() as witness,
+                Running(contender, node.box, feed, variant) as running,
             ):
                 done = first_sync(running, witness, self._plan.timeout)
-            text = rules.saved(box.node, variant)
+            text = rules.saved(node.box.node, variant)
             rules.check_all_there(text, addresses)
             order = rules.in_order(text, addresses)
         except FAILURES as error:
@@ -132,7 +121,7 @@ class ConnectScenario:
         self._say(f"{title}: programmed in {done.seconds:.2f} s")
         for position, address in (("first", order[0]), ("last", order[-1])):
             result = ConnectTarget(services, position, address, [], spread([0.0]))
-            self._targets.append((run, _Target(client, listener, result)))
+            self._targets.append((run, _Target(node.client, listener, result)))
 
 
 @contextmanager

@@ -3,12 +3,17 @@
 Reading rules back costs 50 ms and more at 5,000 Services, and disturbs what is measured. A connection asks the data path
 itself: a pod connects to the cluster IP, and the listener at which the connection arrives tells which backend the rules
 choose now. That takes about 0.2 ms and needs no server program: the kernel completes the handshake, and the listeners of
-both backends belong to this process. Connections end with a reset, so nothing lingers.
+both backends belong to this process.
+
+Conntrack remembers a closed connection for ten seconds, and one from the same port again would go where that one went. So
+source ports are taken in turn from a wide range, and it is the client that ends a connection, by a reset: a new SYN is then
+taken for what it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 import struct
@@ -18,11 +23,12 @@ from types import TracebackType
 from typing import Final, Self
 
 from nodeproxy.sandbox.namespace import Namespace
-from nodeproxy.sandbox.sockets import RESET_ON_CLOSE, TCP_SYNCNT
+from nodeproxy.sandbox.sockets import RESET_ON_CLOSE, TCP_SYNCNT, any_address
 
 ATTEMPT_TIMEOUT: Final = 0.02
 _BACKLOG: Final = 4096
 _ONE_SECOND: Final = struct.pack("ll", 1, 0)
+_SOURCE_PORTS: Final = itertools.cycle(range(2000, 65000))
 
 Endpoint = tuple[str, int]
 
@@ -32,13 +38,14 @@ class NoAnswer(Exception):
 
 
 def listen(where: Namespace, address: str, port: int) -> socket.socket:
-    """A listening socket in a namespace; an empty address means all."""
+    """A listening socket in a namespace; an empty address means all, even such as the namespace does not have."""
     return where.run(_listen, address, port)
 
 
 def _listen(address: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    any_address(sock)  # the outside world of the sandbox answers for pods of other nodes
     sock.bind((address, port))
     sock.listen(_BACKLOG)
     return sock
@@ -46,6 +53,7 @@ def _listen(address: str, port: int) -> socket.socket:
 
 def _client_socket() -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.bind(("", next(_SOURCE_PORTS)))
     sock.setsockopt(socket.IPPROTO_TCP, TCP_SYNCNT, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     return sock
@@ -95,7 +103,8 @@ class Witness:
                 sock.connect(self._service)
             except OSError:
                 return None
-            return self._arrival(sock.getsockname()[1])
+            port: int = sock.getsockname()[1]
+        return self._arrival(port)
 
     def _arrival(self, source_port: int) -> int | None:
         """Where the connection from this port arrived; earlier ones that came too late for us are passed over."""
@@ -109,12 +118,11 @@ class Witness:
 
 
 def _accept_all(listener: socket.socket) -> list[int]:
-    """Take all waiting connections, end them, and return the clients' ports."""
+    """Take all waiting connections, which their clients have ended already, and return the clients' ports."""
     ports = []
     with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
         while True:
             connection, peer = listener.accept()
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             connection.close()
             ports.append(peer[1])
     return ports

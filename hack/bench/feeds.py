@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +45,9 @@ Progress = Callable[[str], None]
 def shape_of(services: int, endpoints: int, first: int = 0) -> Shape:
     """So many Services; every fourth endpoint is on this node."""
     nodes = (NODE, "node-1", "node-2", "node-3")
-    return Shape(services=services, first=first, endpoints=endpoints, namespace=NAMESPACE, target_port=TARGET_PORT, nodes=nodes)
+    return Shape(
+        services=services, first=first, endpoints=endpoints, namespace=NAMESPACE, target_port=TARGET_PORT, nodes=nodes
+    )
 
 
 def addresses_of(shape: Shape) -> list[str]:
@@ -147,16 +150,12 @@ class ApiServerFeed(Feed):
         self._links = 0
         self._connection: http.client.HTTPSConnection | None = None
         self._space = Namespace(f"{unique_stem()}-control")
+        self._cluster = ControlPlane(
+            self._root / "control-plane", netns=self._space.name, bind_address=_API_ADDRESS, port=_API_PORT
+        )
         try:
             self._space.ip(["link set lo up", f"addr add {_API_ADDRESS}/32 dev lo"])
-            self._cluster = ControlPlane(
-                self._root / "control-plane", netns=self._space.name, bind_address=_API_ADDRESS, port=_API_PORT
-            )
             self._cluster.start()
-        except BaseException:
-            self._space.close()
-            raise
-        try:
             self._cluster.write_kubeconfig(self._root / "kubeconfig")
             self._cluster.request("POST", "/api/v1/nodes", node(NODE, [NODE_ADDRESS]))
             self.add(shape)
@@ -224,6 +223,7 @@ def _connect(access: Access) -> http.client.HTTPSConnection:
     context = access.ssl_context()
     connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
     sock = connect_in(access.netns, parts.hostname, parts.port, 30.0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the body waits for the server to acknowledge the head
     connection.sock = context.wrap_socket(sock, server_hostname=parts.hostname)
     return connection
 

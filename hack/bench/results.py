@@ -1,4 +1,4 @@
-"""Owns the figures of a benchmark as they go into the JSON file. Durations in seconds, memory in KiB, unless named otherwise."""
+"""Owns the figures of a benchmark as they go into its JSON file. Durations are in seconds where no name says otherwise."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class FirstSync(Struct):
     """From the start of the process until the kernel has the rules.
 
     `seconds` is the later of two moments: `answered_seconds`, when the first connection to a cluster IP got through, and
-    `ready_seconds`, when the agent said that it is done (nodeproxy: healthz is 200; kube-proxy: the time in its metric of the
-    last sync, of both families). `cpu` is what it had used up to then. `floor_seconds` is how long iptables-restore alone
-    takes for the same IPv4 rules in an empty namespace, where that was asked for.
+    `ready_seconds`, when the agent said that it is done (nodeproxy: healthz is 200; kube-proxy: the time in its metric of
+    the last sync, of both families). `cpu` is what it had used up to then. `floor_seconds` is how long iptables-restore
+    alone takes for the same IPv4 rules in an empty namespace, where that was asked for.
     """
 
     seconds: float

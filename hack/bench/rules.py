@@ -27,9 +27,7 @@ def saved(where: Namespace, variant: Variant, family: str = "ipv4") -> str:
 def count(text: str) -> RuleCount:
     """Rules and chains in the output of iptables-save."""
     lines = text.splitlines()
-    return RuleCount(
-        rules=sum(line.startswith("-A ") for line in lines), chains=sum(line.startswith(":") for line in lines)
-    )
+    return RuleCount(rules=sum(line.startswith("-A ") for line in lines), chains=sum(line.startswith(":") for line in lines))
 
 
 def check_all_there(text: str, addresses: Collection[str]) -> None:

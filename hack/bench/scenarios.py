@@ -1,11 +1,11 @@
-"""Owns what is measured: first sync and changes, idling, connect latency; each on nodes of its own that are gone afterwards."""
+"""Owns the runs of one agent on one node: first sync, changes of an endpoint, idling. The node is gone afterwards."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,11 +49,25 @@ class Plan:
     timeout: float = 300.0
 
 
-@contextmanager
-def node(feed: Feed) -> Iterator[Sandbox]:
-    """A node without rules that the feed can be reached from."""
-    with Sandbox(node_addresses=[NODE_ADDRESS]) as box, feed.reachable_from(box):
-        yield box
+class Node:
+    """A node without rules, with a client and the pods between which the probe's endpoint moves."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.box = stack.enter_context(Sandbox(node_addresses=[NODE_ADDRESS]))
+        self.client, *self._pods = self.box.add_pods([[CLIENT], *([pod] for pod in PODS)])
+
+    def witness(self) -> Witness:
+        """Who sees which pod the probe leads to."""
+        return Witness(self.client, (PROBE_ADDRESS, SERVICE_PORT), list(zip(self._pods, PODS, strict=True)), TARGET_PORT)
+
+
+def warm_up(contender: Contender, feed: Feed, timeout: float) -> None:
+    """Let a program do its first sync once, unmeasured: its files are in memory then, and Python's bytecode is compiled."""
+    with ExitStack() as stack, suppress(*FAILURES):
+        node = Node(stack)
+        stack.enter_context(feed.reachable_from(node.box))
+        witness = stack.enter_context(node.witness())
+        first_sync(stack.enter_context(Running(contender, node.box, feed, "legacy")), witness, timeout)
 
 
 def first_sync(running: Running, witness: Witness, timeout: float) -> FirstSync:
@@ -79,7 +93,7 @@ def idle(running: Running, seconds: float) -> Idle:
 
 
 def changes(running: Running, witness: Witness, feed: Feed, count: int, background: Idle) -> Changes:
-    """Move the probe's endpoint so many times, and once before that. It is at the first pod before and at one of them after."""
+    """Move the probe's endpoint so many times, and once before that to warm up. It begins at the first pod."""
     seconds: list[float] = []
     writes: list[float] = []
     at, began, before = 0, 0.0, Cpu(0, 0)
@@ -114,26 +128,23 @@ def measure(contender: Contender, feed: Feed, variant: Variant, plan: Plan, say:
     feed.point_to(PODS[0])
     try:
         with ExitStack() as stack:
-            box = stack.enter_context(node(feed))
-            client, *pods = box.add_pods([[CLIENT], *([pod] for pod in PODS)])
-            places = list(zip(pods, PODS, strict=True))
-            witness = stack.enter_context(Witness(client, (PROBE_ADDRESS, SERVICE_PORT), places, TARGET_PORT))
-            running = stack.enter_context(Running(contender, box, feed, variant))
-            _measure_on(box, running, witness, feed, plan, run, say)
+            node = Node(stack)
+            stack.enter_context(feed.reachable_from(node.box))
+            witness = stack.enter_context(node.witness())
+            running = stack.enter_context(Running(contender, node.box, feed, variant))
+            _measure_on(node, running, witness, feed, plan=plan, run=run, say=say)
     except FAILURES as error:
         run.error = str(error)
         say(f"{run.title}: {error}")
     return run
 
 
-def _measure_on(
-    box: Sandbox, running: Running, witness: Witness, feed: Feed, plan: Plan, run: Run, say: Say
-) -> None:
+def _measure_on(node: Node, running: Running, witness: Witness, feed: Feed, *, plan: Plan, run: Run, say: Say) -> None:
     variant: Variant = "legacy" if run.variant == "legacy" else "nft"
     run.first_sync = sync = first_sync(running, witness, plan.timeout)
     say(f"{run.title}: first sync {sync.seconds:.2f} s")
-    text = rules.saved(box.node, variant)
-    run.rules = {"ipv4": rules.count(text), "ipv6": rules.count(rules.saved(box.node, variant, "ipv6"))}
+    text = rules.saved(node.box.node, variant)
+    run.rules = {"ipv4": rules.count(text), "ipv6": rules.count(rules.saved(node.box.node, variant, "ipv6"))}
     rules.check_all_there(text, [*addresses_of(plan.shape), PROBE_ADDRESS])
     time.sleep(_SETTLE)
     background = idle(running, plan.idle or 2 * _SETTLE)
@@ -152,8 +163,7 @@ def _measure_on(
 def measure_all(
     contenders: Sequence[Contender], feed: Feed, variants: Sequence[Variant], plan: Plan, say: Say
 ) -> Iterator[Run]:
-    """Every contender that the feed suits, in every variant, in turn."""
+    """Every contender in every variant, in turn."""
     for variant in variants:
         for contender in contenders:
-            if feed.name in contender.sources:
-                yield measure(contender, feed, variant, plan, say)
+            yield measure(contender, feed, variant, plan, say)

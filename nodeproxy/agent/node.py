@@ -59,7 +59,8 @@ def _node_port_addresses(
         primary = _primary_address(config, family, node, local_addresses)
         return NodePortAddresses(cidrs=(primary,) if primary else ())
     cidrs = by_family(config.node_port_addresses).get(family, ())
-    everything = not config.node_port_addresses or any(cidr.endswith("/0") for cidr in cidrs)
+    # CIDRs of the other family alone do not close this one, as in kube-proxy.
+    everything = not cidrs or any(cidr.endswith("/0") for cidr in cidrs)
     serves_loopback = family is Family.IPV4 and config.localhost_node_ports
     if everything:
         return NodePortAddresses(loopback=serves_loopback)

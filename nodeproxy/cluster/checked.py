@@ -15,12 +15,18 @@ from nodeproxy.cluster.names import Family, IPProtocol, Problem, ServiceName
 
 
 class Readiness(enum.IntEnum):
-    """What an endpoint's conditions amount to (KEP-1672, KEP-1669); of two entries for one endpoint the greater holds."""
+    """What an endpoint's conditions amount to (KEP-1672, KEP-1669); of two entries for one endpoint the greater holds.
 
-    UNUSABLE = 0
+    So an entry that does not terminate holds against one that does, whose address was given to it (as in kube-proxy).
+    """
+
+    GONE = 0
+    """Terminating, and no longer serving."""
     DRAINING = 1
     """Not ready, but serving and terminating: used where nothing is ready."""
-    READY = 2
+    UNUSABLE = 2
+    """Not ready, and not terminating."""
+    READY = 3
 
 
 class CheckedEndpoint(Struct, frozen=True, gc=False):

@@ -14,7 +14,7 @@ from nodeproxy.cluster.findings import Findings, is_label, is_port, is_subdomain
 from nodeproxy.cluster.names import Family, ServiceName
 
 _FAMILY_OF_TYPE = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
-_READY, _DRAINING, _UNUSABLE = Readiness.READY, Readiness.DRAINING, Readiness.UNUSABLE
+_READY, _DRAINING, _UNUSABLE, _GONE = Readiness.READY, Readiness.DRAINING, Readiness.UNUSABLE, Readiness.GONE
 
 
 def service_of_slice(slice_: EndpointSlice, key: ObjectKey) -> ServiceName | None:
@@ -94,7 +94,9 @@ def _readiness(conditions: EndpointConditions) -> Readiness:
     """Null ready means true, null serving means as ready, null terminating means false (KEP-1672)."""
     if conditions.ready is not False:
         return _READY
-    return _DRAINING if conditions.serving and conditions.terminating else _UNUSABLE
+    if not conditions.terminating:
+        return _UNUSABLE
+    return _DRAINING if conditions.serving else _GONE
 
 
 def _address_fault(addresses: list[str], family: Family, canonical: str | None) -> str:

@@ -69,8 +69,9 @@ def check_node(node: Node) -> CheckedNode:
     metadata, spec, status = node.metadata, node.spec, node.status
     addresses = [
         address
+        for wanted in ("InternalIP", "ExternalIP")  # in this order, as for kube-proxy: the first of a family is primary
         for entry in (status.addresses if status else None) or []
-        if entry.type in {"InternalIP", "ExternalIP"} and (address := parse_address(entry.address))
+        if entry.type == wanted and (address := parse_address(entry.address))
     ]
     cidr_texts = ((spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])) if spec else None) or []
     doomed = any(taint.key == _AUTOSCALER_TAINT for taint in (spec.taints if spec else None) or [])

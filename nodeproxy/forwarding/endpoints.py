@@ -87,8 +87,8 @@ def group_by_port(slices: Mapping[str, CheckedSlice]) -> dict[PortMatch, list[Po
 def merge_endpoints(sources: Sequence[PortSource], node_name: str) -> list[Candidate]:
     """All endpoints of a ServicePort, each address and port once.
 
-    Where several slices have it (while a slice is being replaced), the more usable entry holds: ready, then draining; then
-    the one on this node; then the one in the slice whose name sorts first.
+    Where several slices have it (while a slice is being replaced, or when an address got a new pod), the entry of the
+    greater `Readiness` holds; then the one on this node; then the one in the slice whose name sorts first.
     """
     if len(sources) == 1:
         slice_, port = sources[0]

@@ -133,7 +133,7 @@ def _frontend(claimed: Claimed, route: Route, service: CheckedService, facts: No
     family, address, _, port = claimed.claim
     sources = None
     if claimed.kind is _LOAD_BALANCER_IP and service.source_ranges is not None:
-        sources = _sources_of_frontend(service, family, address, route.action, facts)
+        sources = _sources_of_frontend(service, family, route.action, facts)
     return Frontend(
         kind=claimed.kind,
         address=address,
@@ -147,16 +147,18 @@ def _frontend(claimed: Claimed, route: Route, service: CheckedService, facts: No
 
 
 def _sources_of_frontend(
-    service: CheckedService, family: Family, address: str | None, action: Action, facts: NodeFacts
+    service: CheckedService, family: Family, action: Action, facts: NodeFacts
 ) -> tuple[str, ...] | None:
     if action is _REJECT:
         return None  # everybody is rejected, in or out of the ranges, as in kube-proxy
     ranges = allowed_sources(service, family, facts)
     if ranges is None or not _holds_node(service, family, facts):
         return ranges
-    # A node that has the load balancer IP on an interface of its own, as many load balancers make it, talks to it from it.
-    own = f"{address}/{32 if family is Family.IPV4 else 128}"
-    return tuple(sorted({*ranges, own}))
+    # A node that has the load balancer IP on an interface of its own, as many load balancers make it, talks to it from it,
+    # or from another of the Service's, as in kube-proxy.
+    bits = 32 if family is Family.IPV4 else 128
+    own = {f"{address.text}/{bits}" for address in service.load_balancer_ips if address.family is family}
+    return tuple(sorted({*ranges, *own}))
 
 
 def _holds_node(service: CheckedService, family: Family, facts: NodeFacts) -> bool:

@@ -113,8 +113,8 @@ class Frontend(Struct, frozen=True, gc=False):
     `address` is None for a node port: it stands for every local address that nodePortAddresses allows.
     `short_cuts` (external frontends of policy Local): traffic from local pods goes to the Cluster set unmasqueraded, and
     traffic from the node itself goes to the Cluster set masqueraded, whatever `action` and `backend_set` say.
-    `allowed_sources` is None where anybody may come, else CIDRs of the family (loadBalancerSourceRanges); the frontend's
-    own address is in `allowed_sources` (as /32 or /128) where the node itself must get through (a range holds a node IP).
+    `allowed_sources` is None where anybody may come, else CIDRs of the family (loadBalancerSourceRanges); the Service's own
+    load balancer IPs are in `allowed_sources` (as /32 or /128) where the node must get through (a range holds a node IP).
     """
 
     kind: FrontendKind

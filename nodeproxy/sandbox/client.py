@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import select
@@ -37,6 +38,7 @@ TIMEOUT: Final = 0.4
 PATIENT: Final = 0.9  # where an answer is expected: costs nothing when it comes, and bears with a busy machine
 AT_ONCE: Final = 200
 _TCP_ESTABLISHED: Final = 1
+_SCTP_PORTS: Final = itertools.count(secrets.randbelow(28000))  # one after the other: two alike would be one connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ class _SctpAttempt(_Attempt):
         return socket.socket(family_of(self.what.destination), socket.SOCK_RAW, sctp.PROTOCOL)
 
     def _start(self) -> None:
-        self.port = self.what.source_port or 32768 + secrets.randbelow(28000)
+        self.port = self.what.source_port or 32768 + next(_SCTP_PORTS) % 28000
         self.tag = secrets.randbits(31) + 1
         if self.what.source is not None:
             self.sock.bind((self.what.source, 0))

@@ -128,14 +128,19 @@ def _endpoint_problems(layout: Layout, flow: Flow, verdicts: list[Verdict]) -> I
 
 
 def _source_problem(layout: Layout, flow: Flow, answer: Answered) -> str | None:
-    """What is wrong with the source that arrived. A hairpin (who sends is who answers) is masqueraded in any case."""
-    hairpin = answer.name in flow.expect and split_host_port(answer.name)[0] == flow.source
+    """What is wrong with the source that arrived.
+
+    A hairpin (who sends is who answers) is masqueraded in any case. An endpoint on the node itself is reached by INPUT,
+    where the kernel masquerades nothing: there the source may stay.
+    """
+    if answer.name not in flow.expect:
+        return None
+    endpoint = split_host_port(answer.name)[0]
     rewritten = answer.source != flow.source and answer.source in layout.box.owned_addresses()
-    if (flow.masquerade or hairpin) and not rewritten:
-        return f"not masqueraded: source {answer.source} arrived"
-    if not flow.masquerade and not hairpin and answer.source != flow.source:
-        return f"masqueraded: source {answer.source} arrived"
-    return None
+    if not flow.masquerade and endpoint != flow.source:
+        return None if answer.source == flow.source else f"masqueraded: source {answer.source} arrived"
+    unchanged = answer.source == flow.source and layout.on_node(endpoint)
+    return None if rewritten or unchanged else f"not masqueraded: source {answer.source} arrived"
 
 
 def _untouched_problems(flow: Flow, verdicts: list[Verdict]) -> Iterator[str]:

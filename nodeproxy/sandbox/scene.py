@@ -89,10 +89,14 @@ class Scene(msgspec.Struct, frozen=True):
         }
 
     def objects(self, *, with_node: bool | None = None) -> list[Object]:
-        """All objects with apiVersion and kind. By default a Node is among them only when the scene gives it labels."""
+        """All objects with apiVersion and kind. By default a Node is among them only where the scene needs one.
+
+        That is when it has labels, or when node ports are on the node's primary addresses, which a Node tells.
+        """
         services = [{"apiVersion": "v1", "kind": "Service", **one} for one in self.services]
         slices = [{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", **one} for one in self.endpoint_slices]
-        wanted = bool(self.node.labels) if with_node is None else with_node
+        needed = bool(self.node.labels) or "primary" in self.node.node_port_addresses
+        wanted = needed if with_node is None else with_node
         return [*([self.node_object()] if wanted else []), *services, *slices]
 
     def write_manifests(self, directory: Path, *, with_node: bool | None = None) -> Path:
@@ -146,11 +150,11 @@ class Layout:
 
     def from_node(self, flow: Flow) -> bool:
         """The node itself sends it: by one of its addresses, by loopback, or by a service address bound on it."""
-        return self._on_node(flow.source) or flow.source == flow.destination
+        return self.on_node(flow.source) or flow.source == flow.destination
 
     def borrowed(self, flow: Flow) -> bool:
         """The source is a service address, which the node holds only while the packet is sent."""
-        return self.from_node(flow) and not self._on_node(flow.source)
+        return self.from_node(flow) and not self.on_node(flow.source)
 
     def from_pod(self, flow: Flow) -> bool:
         """A pod of this node sends it."""
@@ -168,7 +172,8 @@ class Layout:
             else:
                 yield self.box.clients[flow.source]
 
-    def _on_node(self, address: str) -> bool:
+    def on_node(self, address: str) -> bool:
+        """Whether an address is the node's own, or loopback."""
         return address in self.scene.node.ips or ipaddress.ip_address(address).is_loopback
 
     def _endpoints(self) -> Iterator[tuple[str, int, str, bool]]:
@@ -183,20 +188,21 @@ class Layout:
 
     def _build(self) -> None:
         senders = {flow.source for flow in self.scene.flows if self.from_pod(flow)}
-        local = {address for address, _, _, is_local in self._endpoints() if is_local and not self._on_node(address)}
+        local = {address for address, _, _, is_local in self._endpoints() if is_local and not self.on_node(address)}
         self.box.add_pods([[address] for address in sorted(senders | local)])
         outside = {f.source for f in self.scene.flows if not self.from_node(f) and not self.from_pod(f)}
         self.box.add_clients([[address] for address in sorted(outside - self.box.pods.keys())])
         for address, port, protocol, _ in self._endpoints():
-            where = self.box.node if self._on_node(address) else self.box.pods.get(address, self.box.outside)
+            where = self.box.node if self.on_node(address) else self.box.pods.get(address, self.box.outside)
             self._serve(where, address, port, protocol, host_port(address, port))
         for flow in self.scene.flows:
             if flow.expect == "ACCEPT":
                 continue  # a port of the agent's own
-            if self._on_node(flow.destination) or self.borrowed(flow):
+            if self.on_node(flow.destination) or self.borrowed(flow):
                 self._serve(self.box.node, flow.destination, flow.port, flow.protocol, ON_NODE)
-            if not self._on_node(flow.destination):
-                self._serve(self.box.outside, flow.destination, flow.port, flow.protocol, OUTSIDE)
+            if not self.on_node(flow.destination):
+                where = self.box.clients.get(flow.destination, self.box.outside)
+                self._serve(where, flow.destination, flow.port, flow.protocol, OUTSIDE)
 
     def _serve(self, where: Namespace, address: str, port: int, protocol: str, name: str) -> None:
         key = (where.name, address, port, protocol)

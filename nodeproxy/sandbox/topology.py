@@ -27,6 +27,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -266,10 +267,19 @@ class Sandbox:
     def node_address(self, address: str, device: str = "lo") -> Iterator[None]:
         """Give the node one more local address for a while (as when a load balancer's address is bound on nodes)."""
         self.node.ip([_address(address, device)])
+        self._wait_local(address)
         try:
             yield
         finally:
             self.node.ip([f"addr del {address}/{bits(address)} dev {device}"])
+
+    def _wait_local(self, address: str) -> None:
+        """Wait until packets to an address of the node stay there: the kernel makes an IPv6 address's route a bit later."""
+        deadline = time.monotonic() + 5
+        while not self.node.command(["ip", "route", "get", address]).stdout.startswith("local "):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{address} does not become local")
+            time.sleep(0.005)
 
     def serve(self, where: Namespace, address: str, port: int, *, protocol: str = "TCP", name: str | None = None) -> None:
         """A server at address:port in a namespace; by default its name is "address:port"."""

@@ -202,8 +202,9 @@ def test_a_slice_that_is_no_longer_of_an_ip_family_is_gone(state: ClusterState) 
 
 
 def test_conditions_are_read_once(state: ClusterState) -> None:
-    conditions = [{}, {"ready": False, "serving": True, "terminating": True}, {"ready": False}]
+    gone = {"ready": False, "serving": False, "terminating": True}
+    conditions = [{}, {"ready": False, "serving": True, "terminating": True}, {"ready": False}, gone]
     endpoints = [{"addresses": [f"10.0.0.{i}"], "conditions": c} for i, c in enumerate(conditions, 1)]
     apply(state, slice_(endpoints=endpoints))
     found = [endpoint.readiness for endpoint in state.slices(A)["a-1"].endpoints]
-    assert found == [Readiness.READY, Readiness.DRAINING, Readiness.UNUSABLE]
+    assert found == [Readiness.READY, Readiness.DRAINING, Readiness.UNUSABLE, Readiness.GONE]

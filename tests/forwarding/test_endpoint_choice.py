@@ -136,6 +136,12 @@ class TestMerging:
         )
         assert addresses(world.row.cluster_backends) == ["10.0.0.1"]
 
+    def test_an_entry_that_does_not_terminate_holds_against_one_that_does(self) -> None:
+        """The address has a new pod, which is not ready yet; as in kube-proxy."""
+        new = endpoint("10.0.0.1", ready=False, serving=False, terminating=False)
+        assert cluster_set(draining("10.0.0.1"), new, draining("10.0.0.2")) == ["10.0.0.2"]
+        assert cluster_set(new, draining("10.0.0.1"), draining("10.0.0.2")) == ["10.0.0.2"]
+
     def test_of_two_equal_entries_the_local_one_holds(self) -> None:
         world = World(
             service(**LOCAL),

@@ -158,6 +158,13 @@ class TestSourceRanges:
         assert self.sources("192.168.9.0/24", addresses=("192.168.0.2",)) == ("192.168.9.0/24",)
         assert self.sources("192.168.0.0/24", addresses=("2001:db8::2",)) == ("192.168.0.0/24",)
 
+    def test_the_node_may_come_from_any_of_the_load_balancer_ips(self) -> None:
+        """As in kube-proxy; both may be bound on the node."""
+        lb = service(ingress=[VIP, {"ip": "192.0.2.9"}], type="LoadBalancer", loadBalancerSourceRanges=["192.168.0.0/24"])
+        world = World(lb, slice_of("web", *BOTH), addresses=("192.168.0.2",))
+        found = [f.allowed_sources for f in world.row.frontends if f.kind is LOAD_BALANCER_IP]
+        assert found == [("192.0.2.1/32", "192.0.2.9/32", "192.168.0.0/24")] * 2
+
     def test_the_addresses_of_the_node_object_count_before_those_of_the_agent(self) -> None:
         lb = service(ingress=[VIP], type="LoadBalancer", loadBalancerSourceRanges=["192.168.0.0/24"])
         world = World(lb, slice_of("web", *BOTH), addresses=("192.168.0.2",))
