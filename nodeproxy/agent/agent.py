@@ -129,19 +129,15 @@ class Agent:
                 if addresses != self._local_addresses:
                     self._local_addresses = addresses
                     self._tracker.facts = replace(self._tracker.facts, addresses=tuple(addresses))
-                    self._reconfigure()
                     self._loop.request()
 
     def _make_programmer_config(self) -> ProgrammerConfig:
-        return programmer_config(self._config, self._families, self._state.node, self._local_addresses)
+        return programmer_config(self._config, self._families, self._state.node)
 
     def _node_changed(self) -> None:
         """The Node object came, changed or went: some rules depend on its CIDRs and addresses."""
         node = self._state.node
         self._health.node_eligible = node is None or node.eligible
-        self._reconfigure()
-
-    def _reconfigure(self) -> None:
         fresh = self._make_programmer_config()
         if fresh != self._programmer_config:
             self._programmer_config = fresh

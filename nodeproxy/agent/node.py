@@ -26,14 +26,12 @@ def available_families() -> tuple[Family, ...]:
     return (Family.IPV4,)
 
 
-def programmer_config(
-    config: AgentConfig, families: Sequence[Family], node: CheckedNode | None, local_addresses: Sequence[str]
-) -> ProgrammerConfig:
-    """What a programmer needs to know. `local_addresses` stand in for the Node's addresses where there is no Node."""
+def programmer_config(config: AgentConfig, families: Sequence[Family], node: CheckedNode | None) -> ProgrammerConfig:
+    """What a programmer needs to know. `node` is None as long as no Node object tells of this node."""
     return ProgrammerConfig(
         families=tuple(families),
         local_detector=_local_detector(config, node),
-        node_port_addresses={family: _node_port_addresses(config, family, node, local_addresses) for family in families},
+        node_port_addresses={family: _node_port_addresses(config, family, node) for family in families},
         masquerade_bit=config.masquerade_bit,
         conntrack_tcp_be_liberal=config.conntrack_tcp_be_liberal,
     )
@@ -52,16 +50,16 @@ def _local_detector(config: AgentConfig, node: CheckedNode | None) -> LocalDetec
     return LocalDetector(cidrs={family: found[0] for family, found in by_family(cidrs).items()})
 
 
-def _node_port_addresses(
-    config: AgentConfig, family: Family, node: CheckedNode | None, local_addresses: Sequence[str]
-) -> NodePortAddresses:
+def _node_port_addresses(config: AgentConfig, family: Family, node: CheckedNode | None) -> NodePortAddresses:
+    serves_loopback = family is Family.IPV4 and config.localhost_node_ports
     if config.node_port_addresses == (PRIMARY,):
-        primary = _primary_address(config, family, node, local_addresses)
-        return NodePortAddresses(cidrs=(primary,) if primary else ())
+        primaries = _primary_addresses(config, node)
+        if not primaries:  # not known yet: as kube-proxy, rather all than none
+            return NodePortAddresses(loopback=serves_loopback)
+        return NodePortAddresses(cidrs=by_family(primaries).get(family, ())[:1])
     cidrs = by_family(config.node_port_addresses).get(family, ())
     # CIDRs of the other family alone do not close this one, as in kube-proxy.
     everything = not cidrs or any(cidr.endswith("/0") for cidr in cidrs)
-    serves_loopback = family is Family.IPV4 and config.localhost_node_ports
     if everything:
         return NodePortAddresses(loopback=serves_loopback)
     covers_loopback = any(_overlaps_loopback(cidr, family) for cidr in cidrs)
@@ -72,12 +70,12 @@ def _overlaps_loopback(cidr: str, family: Family) -> bool:
     return ipaddress.ip_network(cidr).overlaps(ipaddress.ip_network(_LOOPBACK[family]))
 
 
-def _primary_address(
-    config: AgentConfig, family: Family, node: CheckedNode | None, local_addresses: Sequence[str]
-) -> str | None:
-    """Primary address of a family, as a CIDR: of the Node, else --bind-address, else the first local one."""
-    candidates = [address.text for address in node.addresses] if node else []
-    candidates += [config.bind_address] if config.bind_address else []
-    candidates += local_addresses
-    found = by_family([f"{address}/{32 if ':' not in address else 128}" for address in candidates])
-    return found[family][0] if family in found else None
+def _primary_addresses(config: AgentConfig, node: CheckedNode | None) -> list[str]:
+    """The node's primary addresses as CIDRs, the best first: --bind-address, then those of the Node object."""
+    addresses = [config.bind_address] if config.bind_address else []
+    addresses += [address.text for address in node.addresses] if node else []
+    return [
+        f"{address}/{128 if ':' in address else 32}"
+        for address in addresses
+        if not ipaddress.ip_address(address).is_unspecified
+    ]

@@ -75,7 +75,7 @@ def health_check(service: CheckedService, slices: Mapping[str, CheckedSlice], fa
     if not service.health_check_port or not families:
         return None
     counts = (len(ready_local_addresses(slices, family, facts.name)) for family in families)
-    return HealthCheck(service.name, service.health_check_port, max(counts))
+    return HealthCheck(service.name, service.health_check_port, max(counts), tuple(sorted(set(families))))
 
 
 def internal_route(service: CheckedService, choice: Choice, facts: NodeFacts) -> Route:

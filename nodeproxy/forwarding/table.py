@@ -153,11 +153,15 @@ class ServicePort(Struct, frozen=True, gc=False):
 
 
 class HealthCheck(Struct, frozen=True, gc=False):
-    """A health-check node port (type LoadBalancer, externalTrafficPolicy Local) and its ready local endpoints."""
+    """A health-check node port (type LoadBalancer, externalTrafficPolicy Local) and its ready local endpoints.
+
+    `families` are those in which the Service has a cluster IP.
+    """
 
     service: ServiceName
     port: int
     local_endpoints: int
+    families: tuple[Family, ...]
 
 
 class RowChange(NamedTuple):

@@ -99,7 +99,7 @@ def verdict(table: ForwardingTable, packet: Packet, index: Mapping[Claim, Locate
         return _at_frontend(found.row, found.frontend, packet)
     if packet.to_node and packet.protocol is IPProtocol.TCP:
         for check in table.health_checks.values():
-            if check.port == packet.port:
+            if check.port == packet.port and packet.family in check.families:
                 return Verdict(Outcome.ACCEPT, health_check=check.service)
     return Verdict(Outcome.NO_MATCH)
 

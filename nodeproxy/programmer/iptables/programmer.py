@@ -43,9 +43,8 @@ class IptablesProgrammer:
     async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
         """Program a delta, or the whole table where that is needed. See `Programmer.apply`."""
         full = any(family.needs_full_pass for family in self._families)
-        health_ports = frozenset(check.port for check in table.health_checks.values())
         outcomes = await asyncio.gather(
-            *(self._apply_family(family, table, delta, health_ports) for family in self._families), return_exceptions=True
+            *(self._apply_family(family, table, delta) for family in self._families), return_exceptions=True
         )
         refused: dict[ServicePortKey, str] = {}
         errors: list[str] = []
@@ -74,8 +73,10 @@ class IptablesProgrammer:
             await family.cleanup()
 
     async def _apply_family(
-        self, family: FamilyProgrammer, table: ForwardingTable, delta: Delta, health_ports: frozenset[int]
+        self, family: FamilyProgrammer, table: ForwardingTable, delta: Delta
     ) -> Mapping[ServicePortKey, str]:
+        checks = table.health_checks.values()
+        health_ports = frozenset(check.port for check in checks if family.family in check.families)
         if not family.needs_full_pass:
             changes = {key: change.after for key, change in delta.rows.items() if key.family is family.family}
             refused = await family.change(changes, health_ports)
