@@ -43,5 +43,7 @@ if [ "$(cat .venv/.ready 2>/dev/null)" != "$want" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+  # Compiled once, also where PYTHONDONTWRITEBYTECODE would have every start compile anew.
+  .venv/bin/python -m compileall -q nodeproxy hack .venv/lib/python3*/site-packages >/dev/null 2>&1 || true
   echo "$want" >.venv/.ready
 fi

@@ -17,6 +17,7 @@ import structlog
 from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.api.objects import EndpointSlice, Service
 from nodeproxy.cluster.state import ClusterChanges, ClusterState
 from nodeproxy.forwarding.table import Delta, RowChange, ServiceName, ServicePortKey, merge_deltas
 from nodeproxy.forwarding.tracker import ForwardingTracker
@@ -199,10 +200,10 @@ class SyncLoop:
         for event in events:
             if not isinstance(event, Upserted):
                 continue
-            if event.object.key.kind == "Service":
+            if isinstance(event.object, Service):
                 self._metrics.service_changes.inc()
                 self._metrics.service_changes_pending.inc()
-            elif event.object.key.kind == "EndpointSlice":
+            elif isinstance(event.object, EndpointSlice):
                 self._metrics.endpoint_changes.inc()
                 self._metrics.endpoint_changes_pending.inc()
 

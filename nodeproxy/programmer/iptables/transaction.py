@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
 
@@ -10,6 +10,10 @@ from nodeproxy.programmer.iptables.base_chains import Jump
 from nodeproxy.programmer.iptables.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
 from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, TableChange
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot
+
+_SEP = "KUBE-SEP-"
+_ENDS = ("KUBE-SVC-", "KUBE-SVL-", _SEP)
+"""Chains that end in DNAT, or (with affinity) in KUBE-SEP chains."""
 
 
 class TableTransaction(Struct):
@@ -27,20 +31,41 @@ Transaction = Mapping[str, TableTransaction]
 
 
 def render(transaction: Transaction) -> str:
-    """Text for `iptables-restore --noflush`. A chain named is emptied first, or made; the others stay."""
+    """Text for `iptables-restore --noflush`. A chain named is emptied first, or made; others stay."""
     lines: list[str] = []
     for table, part in transaction.items():
-        if not part:
-            continue
-        chains, removed = part.change.chains, sorted(part.change.removed)
-        lines.append(f"*{table}")
-        # In order of name: iptables-nft keeps its chains sorted, and inserting them out of order takes it twice as long.
-        lines += [f":{name} - [0:0]" for name in sorted((*part.declare, *chains, *removed))]
-        lines += part.foreign
-        lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
-        lines += [f"-X {name}" for name in removed]
-        lines.append("COMMIT")
+        if part:
+            lines += [
+                f"*{table}",
+                *_declare_and_fill(part),
+                *(f"-X {name}" for name in sorted(part.change.removed)),
+                "COMMIT",
+            ]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _declare_and_fill(part: TableTransaction) -> Iterator[str]:
+    """Declare chains and fill them, those first that jump to no other chain: each right after its declaration.
+
+    In descending order of name, because iptables-nft-restore keeps the chains it has touched in a sorted list and walks that
+    from the start for every line: a chain at its head is found at once. With 5,000 Services this takes 2 s instead of 5.
+    """
+    chains = part.change.chains
+    ends = {
+        name
+        for name, rules in chains.items()
+        if name.startswith(_ENDS) and not rules[-1].rpartition("-j ")[2].startswith(_SEP)
+    }
+    others = sorted({*part.declare, *chains, *part.change.removed} - ends - {MARK_MASQ}, reverse=True)
+    if MARK_MASQ in chains or MARK_MASQ in part.change.removed:
+        yield f":{MARK_MASQ} - [0:0]"  # rules of all chains jump to it
+    for name in sorted(ends, reverse=True):
+        yield f":{name} - [0:0]"
+        yield from (f"-A {name} {rule}" for rule in chains[name])
+    yield from (f":{name} - [0:0]" for name in others)
+    yield from part.foreign
+    for name in (MARK_MASQ, *others):
+        yield from (f"-A {name} {rule}" for rule in chains.get(name, ()))
 
 
 def incremental(plan: Plan) -> Transaction:

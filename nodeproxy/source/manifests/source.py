@@ -20,7 +20,7 @@ from nodeproxy.source.events import Deliver
 from nodeproxy.source.manifests.scan import SETTLE_SECONDS, ManifestScanner, ScanResult, is_manifest
 from nodeproxy.source.manifests.yaml_documents import Stopped
 
-_STEP_MS = 10  # watchfiles looks at its inotify queue this often: the latency of a change
+_STEP_MS = 5  # watchfiles looks at its inotify queue this often: the latency of a change
 _DEBOUNCE_MS = 100  # at most this long is a burst of changes gathered
 _IDLE_MS = 1000  # how often the identity of the directory is checked: a replaced directory sends no notifications
 _FULL_SCAN_SECONDS = 30.0  # all files are looked at this often, for what inotify does not see (targets of symbolic links)
