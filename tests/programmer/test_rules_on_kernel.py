@@ -54,3 +54,30 @@ def test_what_is_written_reads_back_the_same(namespace: Namespace, variant: str,
     text = tx.render(tx.full(ruleset.chains(), jumps(family, CONFIG), empty))
     namespace.command([f"{tool}-restore", "--noflush"], input=text)
     assert tx.render(tx.full(ruleset.chains(), jumps(family, CONFIG), read())) == ""
+
+
+def test_an_independent_reader_sees_the_same_chains(namespace: Namespace) -> None:
+    """python-iptables reads the legacy table itself, without iptables-save and without our parser."""
+    family = Family.IPV4
+    state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here"))
+    for event in hostile_events(random.Random(8), 300):
+        tracker.update(state, state.apply([event]))
+    ruleset = Ruleset(family, CONFIG, True)
+    rows = {key: row for key, row in tracker.table.rows.items() if key.family is family and row.affinity_seconds is None}
+    ruleset.change(rows)
+    wanted = ruleset.chains()["nat"]
+    empty = {table: parse_save("", table) for table in TABLES}
+    text = tx.render(tx.full(ruleset.chains(), jumps(family, CONFIG), empty))
+    namespace.command(["iptables-legacy-restore", "--noflush"], input=text)
+
+    def read() -> tuple[dict[str, int], list[str]]:
+        import iptc
+
+        table = iptc.Table(iptc.Table.NAT)
+        table.refresh()
+        chains = {chain.name: len(chain.rules) for chain in table.chains if not chain.is_builtin()}
+        return chains, [rule.target.name for rule in iptc.Chain(table, "PREROUTING").rules]
+
+    chains, targets = namespace.run(read)
+    assert chains == {name: len(rules) for name, rules in wanted.items()}
+    assert targets == ["KUBE-SERVICES"]
