@@ -7,6 +7,7 @@ pass is a full one, which reads the kernel and rewrites only what differs.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -28,6 +29,9 @@ _log = structlog.get_logger(__name__)
 
 _HASH_IN_CHAIN = re.compile(r"KUBE-(?:SVC|SVL|EXT|FW)-([A-Z2-7]{16})")
 _PROBE = "KUBE-PROXY-CANARY"
+# Others may change the tables all the time (a CNI plugin with every pod). Reading large ones back costs a second of CPU, so
+# after each look there is a rest of this many times as long. The first change after a quiet time is looked at right away.
+_REST_PER_LOOK = 10
 # A tool that fails with words that no driver knows may have been refused just as well: the search for the row tells.
 _REFUSALS = (RestoreRefused, ToolFailed)
 
@@ -49,6 +53,7 @@ class FamilyProgrammer:
         self._previous: dict[ServicePortKey, ServicePort] = {}
         self._health_ports: frozenset[int] = frozenset()
         self._stamp: object = None
+        self._look_again_at = 0.0
 
     @classmethod
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
@@ -118,14 +123,17 @@ class FamilyProgrammer:
         if ruleset.has_affinity:
             await self._sets.grow()
         stamp = await self._xtables.stamp()
-        if stamp == self._stamp:
+        start = time.monotonic()
+        if stamp == self._stamp or start < self._look_again_at:
             return False
         kernel = await self._read()
-        if any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values()):
+        differs = any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values())
+        self._look_again_at = time.monotonic() + _REST_PER_LOOK * (time.monotonic() - start)
+        if differs:
             self._forget()
-            return True
-        self._stamp = stamp
-        return False
+        else:
+            self._stamp = stamp
+        return differs
 
     async def cleanup(self) -> None:
         """Remove chains, jumps and sets of ours."""
