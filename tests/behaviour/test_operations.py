@@ -139,6 +139,18 @@ def test_a_refused_change_leaves_what_was_programmed(box: Sandbox, variant: Vari
         assert "test/web:p" in world.agent.log_text()
 
 
+def test_a_family_without_its_tools_does_not_hold_up_the_other(box: Sandbox, variant: Variant) -> None:
+    script = 'case "$1" in --version) exec $REAL "$@";; esac; echo "ip6tables: no such table" >&2; exit 3'
+    path = directory_of_wrappers(box.directory / "wrappers", {f"ip6tables-{variant}-restore": script})
+    world = World(box, variant, environment={"PATH": path})
+    two_services(world)
+    with world.agent:
+        assert serves(world) == {"a"}
+        world.put("web", service(), endpoint_slice([POD_B]))
+        world.settle(lambda: serves(world) == {"b"}, "changes are programmed")
+        assert "IPv6: " in world.agent.log_text()
+
+
 def test_a_held_lock_is_waited_for(box: Sandbox) -> None:
     world = World(box, "legacy")
     world.put("web", service(), endpoint_slice([POD_A]))
@@ -150,6 +162,21 @@ def test_a_held_lock_is_waited_for(box: Sandbox) -> None:
             world.settle(lambda: "xtables lock" in world.agent.log_text(), "the held lock is named", timeout=20)
             assert serves(world) == {"a"}
         world.settle(lambda: serves(world) == {"b"}, "the change is programmed once the lock is free", timeout=40)
+
+
+def test_a_lock_that_is_held_at_the_start_is_waited_for(box: Sandbox) -> None:
+    world = World(box, "legacy")
+    world.put("web", service(), endpoint_slice([POD_A]))
+    with (box.directory / "xtables.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        world.agent.start()
+        world.settle(lambda: "xtables lock" in world.agent.log_text(), "the held lock is named", timeout=20)
+    try:
+        world.agent.wait_ready(40)
+        assert serves(world) == {"a"}
+        assert world.rules(family=6) != []
+    finally:
+        world.agent.stop()
 
 
 def test_a_hostile_object_harms_nobody(world: World) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
-from nodeproxy.kernel.errors import KernelError, RestoreRefused, ToolFailed
+from nodeproxy.kernel.errors import KernelError, LockHeld, RestoreRefused, ToolFailed
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
@@ -57,10 +58,16 @@ class FamilyProgrammer:
 
     @classmethod
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
-        """Find the tools, and what they and the kernel can do. Raises `ProgrammingError`."""
+        """Find the tools, and what they and the kernel can do. Raises `ProgrammingError` where this family cannot be had."""
         try:
             xtables = XTables(variant, family.value)
-            return cls(family, config, xtables, sets, await xtables.random_fully_supported())
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(LockHeld), wait=wait_exponential_jitter(0.5, 10), before_sleep=_say_waiting
+            ):
+                with attempt:
+                    await xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in TABLES))
+                    random_fully = await xtables.random_fully_supported()
+            return cls(family, config, xtables, sets, random_fully)
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(family)}: {error}") from error
 
@@ -249,3 +256,8 @@ class FamilyProgrammer:
         changes = dict.fromkeys(ports - self._health_ports, True) | dict.fromkeys(self._health_ports - ports, False)
         ruleset.change_health_ports(changes, plan)
         self._health_ports = ports
+
+
+def _say_waiting(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    _log.warning("waiting for the packet filter", error=str(error))

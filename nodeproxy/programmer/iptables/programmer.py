@@ -28,11 +28,20 @@ class IptablesProgrammer:
         self._families: list[FamilyProgrammer] = []
 
     async def prepare(self) -> None:
-        """Check the tools of each family. Raises `ProgrammingError` if one is missing."""
-        self._families = [
-            await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family))
-            for family in self._config.families
-        ]
+        """Check tools and tables of each family. One that cannot be had is left out; `ProgrammingError` if none can."""
+        self._families = []
+        errors: list[str] = []
+        for family in self._config.families:
+            try:
+                opened = await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family))
+            except ProgrammingError as error:
+                errors.append(str(error))
+            else:
+                self._families.append(opened)
+        if not self._families:
+            raise ProgrammingError("; ".join(errors))
+        for reason in errors:
+            _log.error("an IP family is not programmed", reason=reason)
 
     def configure(self, config: ProgrammerConfig) -> None:
         """Take a new configuration; the next apply is a full pass."""
