@@ -9,7 +9,7 @@ class Backoff:
     """Delays in seconds that grow from `initial` to `maximum` until `reset`."""
 
     def __init__(self, initial: float, maximum: float) -> None:
-        self._policy = wait_exponential_jitter(initial=initial, max=maximum, jitter=initial / 2)
+        self._policy = wait_exponential_jitter(multiplier=initial, max=maximum, jitter=initial / 2)
         self.reset()
 
     def reset(self) -> None:

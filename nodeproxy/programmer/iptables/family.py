@@ -62,7 +62,9 @@ class FamilyProgrammer:
         try:
             xtables = XTables(variant, family.value)
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(LockHeld), wait=wait_exponential_jitter(0.5, 10), before_sleep=_say_waiting
+                retry=retry_if_exception_type(LockHeld),
+                wait=wait_exponential_jitter(multiplier=0.5, max=10),
+                before_sleep=_say_waiting,
             ):
                 with attempt:
                     await xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in TABLES))
