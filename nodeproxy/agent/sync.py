@@ -21,7 +21,7 @@ from nodeproxy.api.objects import EndpointSlice, Service
 from nodeproxy.cluster.state import ClusterChanges, ClusterState
 from nodeproxy.forwarding.table import Delta, RowChange, ServiceName, ServicePortKey, merge_deltas
 from nodeproxy.forwarding.tracker import ForwardingTracker
-from nodeproxy.programmer.base import Programmer, ProgrammingError
+from nodeproxy.programmer.base import ApplyResult, Programmer, ProgrammingError
 from nodeproxy.source.events import Event, Upserted
 
 _log = structlog.get_logger(__name__)
@@ -138,9 +138,10 @@ class SyncLoop:
             self._metrics.refused_objects.labels(kind="Service").inc()
             _log.error("part of an object refused", service=str(problem.service), field=problem.field, reason=problem.reason)
         self._unprogrammed = merge_deltas(self._unprogrammed, delta)
-        retried = {key: RowChange(None, self._tracker.table.rows.get(key)) for key in self._refused}
+        retry = self._retry_at is not None and start >= self._retry_at
+        again = {key: RowChange(None, self._tracker.table.rows.get(key)) for key in self._refused} if retry else {}
         wanted = Delta(
-            rows={**retried, **self._unprogrammed.rows}, health_checks=self._unprogrammed.health_checks, problems=()
+            rows={**again, **self._unprogrammed.rows}, health_checks=self._unprogrammed.health_checks, problems=()
         )
         try:
             result = await self._programmer.apply(self._tracker.table, wanted)
@@ -152,7 +153,7 @@ class SyncLoop:
             return
         self._unprogrammed = _NOTHING
         self._failure_backoff.reset()
-        self._note_refused(result.refused)
+        self._note_refused(result, wanted, retry)
         self._finish(start, result.full, triggers, len(wanted.rows))
 
     def _hold(self, delay: float) -> None:
@@ -160,17 +161,22 @@ class SyncLoop:
         self._dirty = True
         self._not_before = time.monotonic() + delay
 
-    def _note_refused(self, refused: Mapping[ServicePortKey, str]) -> None:
-        for key, reason in refused.items():
-            if self._refused.get(key) != reason:
+    def _note_refused(self, result: ApplyResult, wanted: Delta, retried: bool) -> None:
+        """Remember who is refused, and when to try them again. A full pass has tried all; else only `wanted` was tried."""
+        before = self._refused
+        untried = {} if result.full else {key: reason for key, reason in before.items() if key not in wanted.rows}
+        self._refused = {**untried, **result.refused}
+        for key, reason in self._refused.items():
+            if before.get(key) != reason:
                 _log.error(
                     "the kernel refuses a ServicePort; all others are programmed", service_port=str(key), reason=reason
                 )
-        if not refused:
+        if not self._refused:
             self._refused_backoff.reset()
-        self._refused = dict(refused)
-        self._retry_at = time.monotonic() + self._refused_backoff.next() if refused else None
-        self._metrics.refused_service_ports.set(len(refused))
+            self._retry_at = None
+        elif retried or self._retry_at is None or self._refused.keys() - before.keys():
+            self._retry_at = time.monotonic() + self._refused_backoff.next()
+        self._metrics.refused_service_ports.set(len(self._refused))
 
     def _finish(self, start: float, full: bool, triggers: Mapping[ServiceName, Sequence[str]], rows: int) -> None:
         took = time.monotonic() - start

@@ -152,6 +152,20 @@ async def test_a_refused_row_is_tried_again() -> None:
         await until(lambda: len(programmer.programmed) == 2)
 
 
+async def test_a_refused_row_is_not_tried_with_every_other_change() -> None:
+    programmer = Recorder()
+    programmer.refuse = lambda key: key.name.name == "s1"
+    async with running(programmer) as (loop, _):
+        loop.deliver([service(1), *COMPLETE])
+        await until(lambda: len(programmer.calls) == 1)
+        for number in range(2, 12):
+            loop.deliver([service(number)])
+            await until(lambda: len(programmer.programmed) == number - 1)  # noqa: B023
+        tried = sum(any(key.name.name == "s1" for key in delta.rows) for delta in programmer.calls)
+        assert tried == 1
+        await until(lambda: sum(any(key.name.name == "s1" for key in delta.rows) for delta in programmer.calls) == 2)
+
+
 def test_health_is_lost_when_a_change_waits_too_long() -> None:
     now = 1000.0
     health = Health(sync_period=30, now=lambda: now)
