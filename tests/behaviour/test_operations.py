@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nodeproxy.sandbox.agent import Variant
-from nodeproxy.sandbox.client import Rejected
+from nodeproxy.sandbox.client import Answered, Rejected
 from nodeproxy.sandbox.topology import Sandbox
 
 from .conftest import POD_A, POD_B
@@ -149,6 +149,20 @@ def test_a_family_without_its_tools_does_not_hold_up_the_other(box: Sandbox, var
         world.put("web", service(), endpoint_slice([POD_B]))
         world.settle(lambda: serves(world) == {"b"}, "changes are programmed")
         assert "IPv6: " in world.agent.log_text()
+
+
+def test_a_kernel_without_bpf_matches_serves_hairpins_too(box: Sandbox, variant: Variant) -> None:
+    world = World(box, variant, environment=refusing(box, variant, "-m bpf"))
+    world.put("web", service(), endpoint_slice([POD_A]))
+    affinity = {"sessionAffinity": "ClientIP"}
+    world.put("other", service("other", cluster_ip=OTHER_IP, **affinity), endpoint_slice([POD_B], "other"))
+    with world.agent:
+        assert serves(world) == {"a"}
+        for pod, cluster_ip, name in ((POD_A, CLUSTER_IP, "a"), (POD_B, OTHER_IP, "b")):
+            (verdict,) = ask(box.pods[pod], cluster_ip, 80)
+            assert isinstance(verdict, Answered)
+            assert (verdict.name, verdict.source == pod) == (name, False)
+        assert any("-m statistic" not in rule and "-s 10.1.0.1/32 -j KUBE-MARK-MASQ" in rule for rule in world.rules())
 
 
 def test_a_held_lock_is_waited_for(box: Sandbox) -> None:

@@ -20,6 +20,7 @@ from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig
 from nodeproxy.programmer.iptables import transaction as tx
+from nodeproxy.programmer.iptables.base_chains import Features
 from nodeproxy.programmer.iptables.ruleset import Ruleset
 from nodeproxy.source.decoding import DECODE_ERRORS, explain, identify, read_json, read_object
 from nodeproxy.source.events import Event, Refused, Upserted
@@ -167,7 +168,7 @@ def hostile_events(source: random.Random, objects: int) -> Iterator[Event]:
 def hostile_transactions(seed: int, objects: int) -> Iterator[tuple[Family, str, bool]]:
     """Family, transaction text, and whether the source refused the object as a whole."""
     state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here", addresses=("198.51.100.7",)))
-    rulesets = {family: Ruleset(family, CONFIG, True) for family in Family}
+    rulesets = {family: Ruleset(family, CONFIG, Features()) for family in Family}
     for event in hostile_events(random.Random(seed), objects):
         delta = tracker.update(state, state.apply([event]))
         for family, ruleset in rulesets.items():

@@ -17,7 +17,7 @@ from nodeproxy.forwarding.tracker import ForwardingTracker
 from nodeproxy.kernel.ipset import IPSets
 from nodeproxy.kernel.ipset_messages import SetSpec
 from nodeproxy.programmer.iptables import transaction as tx
-from nodeproxy.programmer.iptables.base_chains import jumps
+from nodeproxy.programmer.iptables.base_chains import Features, jumps
 from nodeproxy.programmer.iptables.ruleset import TABLES, Ruleset
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
 from nodeproxy.sandbox.namespace import Namespace, unique_stem
@@ -44,7 +44,7 @@ def test_what_is_written_reads_back_the_same(namespace: Namespace, variant: str,
     state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here", addresses=("198.51.100.7",)))
     for event in hostile_events(random.Random(7), 1500):
         tracker.update(state, state.apply([event]))
-    ruleset = Ruleset(family, CONFIG, True)
+    ruleset = Ruleset(family, CONFIG, Features())
     ruleset.change({key: row for key, row in tracker.table.rows.items() if key.family is family})
     assert len(ruleset.rows) > 10
     specs = [SetSpec(item.name, family=int(family), timeout=10800) for item in ruleset.sets()]
@@ -62,7 +62,7 @@ def test_an_independent_reader_sees_the_same_chains(namespace: Namespace) -> Non
     state, tracker = ClusterState("here"), ForwardingTracker(NodeFacts(name="here"))
     for event in hostile_events(random.Random(8), 300):
         tracker.update(state, state.apply([event]))
-    ruleset = Ruleset(family, CONFIG, True)
+    ruleset = Ruleset(family, CONFIG, Features())
     rows = {key: row for key, row in tracker.table.rows.items() if key.family is family and row.affinity_seconds is None}
     ruleset.change(rows)
     wanted = ruleset.chains()["nat"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig
 from nodeproxy.programmer.iptables import transaction as tx
-from nodeproxy.programmer.iptables.base_chains import jumps
+from nodeproxy.programmer.iptables.base_chains import Features, jumps
 from nodeproxy.programmer.iptables.names import MAX_CHAIN_NAME
 from nodeproxy.programmer.iptables.ruleset import TABLES, Ruleset
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
@@ -39,7 +39,7 @@ def ours(tables: SimulatedTables, ruleset: Ruleset) -> dict[str, dict[str, list[
 
 
 def start(family: Family) -> tuple[SimulatedTables, Ruleset]:
-    tables, ruleset = SimulatedTables(), Ruleset(family, CONFIG, True)
+    tables, ruleset = SimulatedTables(), Ruleset(family, CONFIG, Features())
     tables.restore(tx.render(tx.full(ruleset.chains(), jumps(family, CONFIG), read(tables))))
     return tables, ruleset
 
@@ -55,7 +55,7 @@ def test_increments_equal_a_fresh_build(family: Family) -> None:
             plan = ruleset.change(step)
             tables.restore(tx.render(tx.incremental(plan)))
             sets = (sets | {item.name for item in plan.new_sets}) - set(plan.old_sets)
-        fresh = Ruleset(family, CONFIG, True)
+        fresh = Ruleset(family, CONFIG, Features())
         fresh.change(ruleset.rows)
         assert ours(tables, ruleset) == wanted(ruleset) == wanted(fresh)
         assert sets == {item.name for item in fresh.sets()}
@@ -78,7 +78,7 @@ def test_an_undone_plan_leaves_no_trace(steps: list[Step], data: st.DataObject) 
             ruleset.undo(plan)
         else:
             kept |= step
-    fresh = Ruleset(Family.IPV4, CONFIG, True)
+    fresh = Ruleset(Family.IPV4, CONFIG, Features())
     fresh.change({key: row for key, row in kept.items() if row is not None})
     assert wanted(ruleset) == wanted(fresh)
     assert ruleset.rows == fresh.rows
@@ -93,7 +93,7 @@ def test_a_full_pass_mends_any_state_and_cleanup_removes_it(before: list[Step], 
     for step in before:
         tables.restore(tx.render(tx.incremental(old.change(step))))
     tables.chains["filter"]["FORWARD"].clear()
-    new = Ruleset(Family.IPV4, CONFIG, True)
+    new = Ruleset(Family.IPV4, CONFIG, Features())
     for step in after:
         new.change(step)
     tables.restore(tx.render(tx.full(new.chains(), jumps(Family.IPV4, CONFIG), read(tables))))
@@ -112,7 +112,7 @@ def test_jumps_of_kube_proxy_are_replaced_by_ours() -> None:
     tables.chains["filter"] |= {"KUBE-SERVICES": [], "KUBE-PROXY-FIREWALL": [], "KUBE-EXTERNAL-SERVICES": []}
     theirs = '-m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'
     tables.chains["filter"]["INPUT"] = [theirs, "-i lo -j ACCEPT"]
-    ruleset = Ruleset(Family.IPV4, CONFIG, True)
+    ruleset = Ruleset(Family.IPV4, CONFIG, Features())
     tables.restore(tx.render(tx.full(ruleset.chains(), jumps(Family.IPV4, CONFIG), read(tables))))
     assert theirs not in tables.chains["filter"]["INPUT"]
     assert "-i lo -j ACCEPT" in tables.chains["filter"]["INPUT"]

@@ -36,6 +36,13 @@ _SAME_ADDRESSES = {
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
 
 
+class Features(NamedTuple):
+    """What this kernel and its tools can do: MASQUERADE --random-fully, and BPF matches (for the one hairpin rule)."""
+
+    random_fully: bool = True
+    bpf: bool = True
+
+
 class Jump(NamedTuple):
     """A rule that must be in a chain that is not ours: first in it (`prepend`), or anywhere."""
 
@@ -73,11 +80,19 @@ def jumps(family: Family, config: ProgrammerConfig) -> list[Jump]:
     return result
 
 
-def fixed_chains(family: Family, config: ProgrammerConfig, random_fully: bool) -> dict[str, dict[str, list[str]]]:
+def hairpin_rule(family: Family) -> str:
+    """Match for what a Service sent back to where it came from."""
+    return (
+        f'-m conntrack --ctstate DNAT -m comment --comment "kubernetes hairpin traffic" '
+        f'-m bpf --bytecode "{_SAME_ADDRESSES[family]}"'
+    )
+
+
+def fixed_chains(family: Family, config: ProgrammerConfig, features: Features) -> dict[str, dict[str, list[str]]]:
     """Chains of ours with fixed content, by table."""
     bit = 1 << config.masquerade_bit
     mark = f"{bit:#x}/{bit:#x}"
-    masquerade = "-j MASQUERADE --random-fully" if random_fully else "-j MASQUERADE"
+    masquerade = "-j MASQUERADE --random-fully" if features.random_fully else "-j MASQUERADE"
     forward = [
         f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark} -j ACCEPT',
         '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
@@ -88,8 +103,7 @@ def fixed_chains(family: Family, config: ProgrammerConfig, random_fully: bool) -
         "nat": {
             MARK_MASQ: [f"-j MARK --set-xmark {mark}"],
             POSTROUTING: [
-                f'-m conntrack --ctstate DNAT -m comment --comment "kubernetes hairpin traffic" '
-                f'-m bpf --bytecode "{_SAME_ADDRESSES[family]}" {masquerade}',
+                *([f"{hairpin_rule(family)} {masquerade}"] if features.bpf else []),
                 f"-m mark ! --mark {mark} -j RETURN",
                 f"-j MARK --set-xmark {bit:#x}/0x0",
                 f'-m comment --comment "kubernetes service traffic requiring SNAT" {masquerade}',

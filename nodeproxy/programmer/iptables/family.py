@@ -21,7 +21,7 @@ from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables import transaction as tx
 from nodeproxy.programmer.iptables.affinity import AffinitySets
-from nodeproxy.programmer.iptables.base_chains import jumps
+from nodeproxy.programmer.iptables.base_chains import Features, hairpin_rule, jumps
 from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
 from nodeproxy.programmer.iptables.service_rules import AffinitySet
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
@@ -36,6 +36,8 @@ _REST_PER_LOOK = 10
 # A tool that fails with words that no driver knows may have been refused just as well: the search for the row tells.
 _REFUSALS = (RestoreRefused, ToolFailed)
 
+_ALL_FEATURES = Features()
+
 Rows = Mapping[ServicePortKey, ServicePort | None]
 
 
@@ -43,13 +45,18 @@ class FamilyProgrammer:
     """Programs the rows of one family. One call at a time."""
 
     def __init__(
-        self, family: Family, config: ProgrammerConfig, xtables: XTables, sets: AffinitySets, random_fully: bool = True
+        self,
+        family: Family,
+        config: ProgrammerConfig,
+        xtables: XTables,
+        sets: AffinitySets,
+        features: Features = _ALL_FEATURES,
     ) -> None:
         self.family = family
         self._config = config
         self._xtables = xtables
         self._sets = sets
-        self._random_fully = random_fully
+        self._features = features
         self._ruleset: Ruleset | None = None
         self._previous: dict[ServicePortKey, ServicePort] = {}
         self._health_ports: frozenset[int] = frozenset()
@@ -68,8 +75,10 @@ class FamilyProgrammer:
             ):
                 with attempt:
                     await xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in TABLES))
-                    random_fully = await xtables.random_fully_supported()
-            return cls(family, config, xtables, sets, random_fully)
+                    features = Features(await xtables.random_fully_supported(), await _bpf_supported(xtables, family))
+            if not features.bpf:
+                _log.info("no BPF matches here: a chain for each endpoint recognises hairpin traffic", family=int(family))
+            return cls(family, config, xtables, sets, features)
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(family)}: {error}") from error
 
@@ -165,7 +174,7 @@ class FamilyProgrammer:
     async def _commit_full(
         self, rows: Mapping[ServicePortKey, ServicePort], health_ports: frozenset[int], kernel: Mapping[str, TableSnapshot]
     ) -> dict[ServicePortKey, str]:
-        ruleset = Ruleset(self.family, self._config, self._random_fully)
+        ruleset = Ruleset(self.family, self._config, self._features)
         plan = ruleset.change(rows)
         self._health_ports = frozenset()
         self._change_health_ports(ruleset, plan, health_ports)
@@ -192,7 +201,7 @@ class FamilyProgrammer:
         self, rows: Mapping[ServicePortKey, ServicePort], refused: Iterable[ServicePortKey], health_ports: frozenset[int]
     ) -> Ruleset:
         """The ruleset of all rows but the refused ones; of those, what was programmed of them before stays in force."""
-        ruleset = Ruleset(self.family, self._config, self._random_fully)
+        ruleset = Ruleset(self.family, self._config, self._features)
         ruleset.change({key: self._previous[key] for key in refused if key in self._previous})
         plan = ruleset.change({key: row for key, row in rows.items() if key not in set(refused)})
         self._health_ports = frozenset()
@@ -263,3 +272,13 @@ class FamilyProgrammer:
 def _say_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     _log.warning("waiting for the packet filter", error=str(error))
+
+
+async def _bpf_supported(xtables: XTables, family: Family) -> bool:
+    """Whether the hairpin rule is taken, tried in a chain that nothing jumps to."""
+    declare = f"*nat\n:{_PROBE} - [0:0]\n"
+    try:
+        await xtables.restore(f"{declare}-A {_PROBE} {hairpin_rule(family)}\nCOMMIT\n{declare}-X {_PROBE}\nCOMMIT\n")
+    except _REFUSALS:
+        return False
+    return True

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from nodeproxy.forwarding.table import Family, FrontendKind, IPProtocol, ServicePort, ServicePortKey
 from nodeproxy.programmer.base import ProgrammerConfig
-from nodeproxy.programmer.iptables.base_chains import NODE_PORT_CHAIN, fixed_chains, node_port_entry
+from nodeproxy.programmer.iptables.base_chains import NODE_PORT_CHAIN, Features, fixed_chains, node_port_entry
 from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, Leaf, PortSpace
 from nodeproxy.programmer.iptables.names import (
     ADDRESS_TREE,
@@ -54,14 +54,14 @@ class Plan(Struct):
 class Ruleset:
     """All wanted chains of one family."""
 
-    def __init__(self, family: Family, config: ProgrammerConfig, random_fully: bool) -> None:
+    def __init__(self, family: Family, config: ProgrammerConfig, features: Features) -> None:
         self.rows: dict[ServicePortKey, ServicePort] = {}
         self._with_affinity = 0
-        self._translator = Translator(family, config.local_detector)
+        self._translator = Translator(family, config.local_detector, hairpin_chains=not features.bpf)
         self._addresses = AddressSpace(family, ADDRESS_TREE)
         self._ports = PortSpace(NODE_PORT_TREE)
         self._health_ports = PortSpace(HEALTH_PORT_TREE)
-        self._fixed = fixed_chains(family, config, random_fully)
+        self._fixed = fixed_chains(family, config, features)
         self._address_trees = {table: DispatchTree(SERVICES, self._addresses) for table in TABLES}
         self._port_trees = {table: DispatchTree(NODE_PORT_CHAIN[table], self._ports) for table in TABLES}
         self._health_tree = DispatchTree(NODE_PORTS, self._health_ports)

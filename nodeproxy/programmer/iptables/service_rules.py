@@ -49,9 +49,14 @@ class ServiceRules(Struct, frozen=True):
 
 
 class Translator:
-    """Translates rows for one family and one way of telling local pods apart."""
+    """Translates rows for one family and one way of telling local pods apart.
 
-    def __init__(self, family: Family, detector: LocalDetector) -> None:
+    With `hairpin_chains` every endpoint gets a chain that marks what it sends to itself: for kernels without BPF matches,
+    where no single rule can recognise that.
+    """
+
+    def __init__(self, family: Family, detector: LocalDetector, hairpin_chains: bool = False) -> None:
+        self._hairpin_chains = hairpin_chains
         self._family = family
         self._affinity = AFFINITY_SET[family]
         self._reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
@@ -106,26 +111,29 @@ class Translator:
         """Each new connection goes to one backend, all with equal chances; with affinity to the one it had before."""
         backends = row.backends(which)
         protocol = row.key.protocol
-        if row.affinity_seconds is None:
+        if row.affinity_seconds is None and not self._hairpin_chains:
             targets = [f"-j DNAT --to-destination {_endpoint(backend)}" for backend in backends]
         else:
             hashes = [endpoint_hash(row.key, _endpoint(backend)) for backend in backends]
             for backend, name in zip(backends, hashes, strict=True):
-                self._sticky(row, row.affinity_seconds, backend, name, rules)
-            yield from (f"-m set --match-set {self._affinity}{name} src -j KUBE-SEP-{name}" for name in hashes)
+                self._endpoint_chain(row, backend, name, rules)
+            if row.affinity_seconds is not None:
+                yield from (f"-m set --match-set {self._affinity}{name} src -j KUBE-SEP-{name}" for name in hashes)
             targets = [f"-j KUBE-SEP-{name}" for name in hashes]
         for position, target in enumerate(targets):
             yield f"-p {protocol} {_share(len(targets) - position)}{target}"
 
-    def _sticky(self, row: ServicePort, timeout: int, backend: Backend, name: str, rules: ServiceRules) -> None:
-        """KUBE-SEP chain of an endpoint with affinity: remember the client (anew with each connection), then go there."""
+    def _endpoint_chain(self, row: ServicePort, backend: Backend, name: str, rules: ServiceRules) -> None:
+        """KUBE-SEP chain of an endpoint: with affinity remember the client (anew with each connection), then go there."""
         if f"KUBE-SEP-{name}" in rules.chains:
             return
-        rules.sets.append(AffinitySet(f"{self._affinity}{name}", row.key))
-        rules.chains[f"KUBE-SEP-{name}"] = [
-            f"-j SET --add-set {self._affinity}{name} src --exist --timeout {timeout}",
-            f"-p {row.key.protocol} -j DNAT --to-destination {_endpoint(backend)}",
-        ]
+        chain = rules.chains[f"KUBE-SEP-{name}"] = []
+        if self._hairpin_chains:
+            chain.append(f"-s {backend.address}/{_host_bits(self._family)} -j {MARK_MASQ}")
+        if row.affinity_seconds is not None:
+            rules.sets.append(AffinitySet(f"{self._affinity}{name}", row.key))
+            chain.append(f"-j SET --add-set {self._affinity}{name} src --exist --timeout {row.affinity_seconds}")
+        chain.append(f"-p {row.key.protocol} -j DNAT --to-destination {_endpoint(backend)}")
 
     def _dispatch(self, row: ServicePort, frontend: Frontend, name_hash: str, rules: ServiceRules) -> None:
         label = f"{row.key.name} {frontend.kind}"
