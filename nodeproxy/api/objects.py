@@ -56,7 +56,6 @@ class ObjectMeta(_ApiStruct, frozen=True):
 
     name: str
     namespace: str | None = None
-    uid: str | None = None
     resource_version: str | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None

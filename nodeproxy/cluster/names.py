@@ -18,6 +18,11 @@ class Family(enum.IntEnum):
     IPV4 = 4
     IPV6 = 6
 
+    @property
+    def address_bits(self) -> int:
+        """Length of an address, and of the prefix that names just one."""
+        return 32 if self is Family.IPV4 else 128
+
 
 class IPProtocol(enum.StrEnum):
     """Transport protocol of a ServicePort, as iptables names it. (Upper case in the API.)"""

@@ -156,8 +156,7 @@ def _sources_of_frontend(
         return ranges
     # A node that has the load balancer IP on an interface of its own, as many load balancers make it, talks to it from it,
     # or from another of the Service's, as in kube-proxy.
-    bits = 32 if family is Family.IPV4 else 128
-    own = {f"{address.text}/{bits}" for address in service.load_balancer_ips if address.family is family}
+    own = {f"{address.text}/{family.address_bits}" for address in service.load_balancer_ips if address.family is family}
     return tuple(sorted({*ranges, *own}))
 
 

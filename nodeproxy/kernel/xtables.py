@@ -99,16 +99,16 @@ class XTables:
             self._stamps = LegacyStamps(self.family) if self.variant is Variant.LEGACY else NftStamps()
         return self._stamps.read()
 
-    async def random_fully_supported(self) -> bool:
-        """Whether program and kernel know MASQUERADE --random-fully: tried in a chain that nothing jumps to.
+    async def accepts(self, rule: str) -> bool:
+        """Whether program and kernel take a rule of the nat table: tried in a chain that nothing jumps to.
 
         The first transaction adds the rule, so that the kernel itself has seen it, the second removes chain and rule; if the
-        first is refused nothing was made. Raises what `restore` raises, RestoreRefused apart.
+        first is refused, in whatever words, nothing was made. Raises LockHeld, PermissionMissing, ToolMissing.
         """
-        add = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-A {_PROBE_CHAIN} -j MASQUERADE --random-fully\nCOMMIT\n"
+        add = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-A {_PROBE_CHAIN} {rule}\nCOMMIT\n"
         remove = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-X {_PROBE_CHAIN}\nCOMMIT\n"
         try:
             await self.restore(add + remove)
-        except RestoreRefused:
+        except (RestoreRefused, ToolFailed):
             return False
         return True

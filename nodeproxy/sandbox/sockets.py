@@ -7,12 +7,10 @@ import struct
 from typing import Final, NamedTuple
 
 IP_RECVERR: Final = 11
-IP_FREEBIND: Final = 15
 IP_TRANSPARENT: Final = 19
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 IPV6_RECVERR: Final = 25
 IPV6_TRANSPARENT: Final = 75
-IPV6_FREEBIND: Final = 78
 TCP_SYNCNT: Final = 7
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: RST instead of FIN and TIME_WAIT
 

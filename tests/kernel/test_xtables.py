@@ -252,7 +252,7 @@ def test_looking_creates_no_legacy_table(netns: NetworkNamespace, family: int) -
 def test_random_fully_is_tried_and_leaves_nothing(netns: NetworkNamespace, variant: Variant, family: int) -> None:
     async def work() -> str:
         tables = XTables(variant, family)
-        assert await tables.random_fully_supported()
+        assert await tables.accepts("-j MASQUERADE --random-fully")
         return await tables.save("nat")
 
     assert "PROBE" not in netns.run_async(work)
@@ -270,7 +270,7 @@ def test_random_fully_unknown_to_the_program(
     old.chmod(0o755)
     (tmp_path / "iptables-nft-save").symlink_to(shutil.which("iptables-nft-save") or "")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert netns.run_async(lambda: XTables(Variant.NFT, 4).random_fully_supported()) is False
+    assert netns.run_async(lambda: XTables(Variant.NFT, 4).accepts("-j MASQUERADE --random-fully")) is False
 
 
 @VARIANTS

@@ -36,6 +36,9 @@ _SAME_ADDRESSES = {
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
 
 
+RANDOM_FULLY = "-j MASQUERADE --random-fully"
+
+
 class Features(NamedTuple):
     """What this kernel and its tools can do: MASQUERADE --random-fully, and BPF matches (for the one hairpin rule)."""
 
@@ -92,7 +95,7 @@ def fixed_chains(family: Family, config: ProgrammerConfig, features: Features) -
     """Chains of ours with fixed content, by table."""
     bit = 1 << config.masquerade_bit
     mark = f"{bit:#x}/{bit:#x}"
-    masquerade = "-j MASQUERADE --random-fully" if features.random_fully else "-j MASQUERADE"
+    masquerade = RANDOM_FULLY if features.random_fully else "-j MASQUERADE"
     forward = [
         f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark} -j ACCEPT',
         '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',

@@ -62,7 +62,7 @@ class AddressSpace:
     """Keys of a destination address, protocol and port."""
 
     def __init__(self, family: Family, chain_prefix: str) -> None:
-        self._bits = 32 if family is Family.IPV4 else 128
+        self._bits = family.address_bits
         self._socket_family = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
         self._chain_prefix = chain_prefix
         self.width = self._bits + _SERVICE_BITS

@@ -21,9 +21,8 @@ from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables import transaction as tx
 from nodeproxy.programmer.iptables.affinity import AffinitySets
-from nodeproxy.programmer.iptables.base_chains import Features, hairpin_rule, jumps
+from nodeproxy.programmer.iptables.base_chains import RANDOM_FULLY, Features, hairpin_rule, jumps
 from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
-from nodeproxy.programmer.iptables.service_rules import AffinitySet
 from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
 
 _log = structlog.get_logger(__name__)
@@ -75,7 +74,9 @@ class FamilyProgrammer:
             ):
                 with attempt:
                     await xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in TABLES))
-                    features = Features(await xtables.random_fully_supported(), await _bpf_supported(xtables, family))
+                    features = Features(
+                        random_fully=await xtables.accepts(RANDOM_FULLY), bpf=await xtables.accepts(hairpin_rule(family))
+                    )
             if not features.bpf:
                 _log.info("no BPF matches here: a chain for each endpoint recognises hairpin traffic", family=int(family))
             return cls(family, config, xtables, sets, features)
@@ -115,8 +116,11 @@ class FamilyProgrammer:
         ruleset = self._ruleset
         if ruleset is None:
             return None
-        refused = await self._sets.create(self._new_sets(ruleset, rows))
-        plan = ruleset.change({key: row for key, row in rows.items() if key not in refused})
+        plan = ruleset.change(rows)
+        refused = await self._sets.create(plan.new_sets)
+        if refused:
+            ruleset.undo(plan)
+            plan = ruleset.change({key: row for key, row in rows.items() if key not in refused})
         self._change_health_ports(ruleset, plan, health_ports)
         try:
             if plan:
@@ -201,9 +205,10 @@ class FamilyProgrammer:
         self, rows: Mapping[ServicePortKey, ServicePort], refused: Iterable[ServicePortKey], health_ports: frozenset[int]
     ) -> Ruleset:
         """The ruleset of all rows but the refused ones; of those, what was programmed of them before stays in force."""
+        out = set(refused)
         ruleset = Ruleset(self.family, self._config, self._features)
-        ruleset.change({key: self._previous[key] for key in refused if key in self._previous})
-        plan = ruleset.change({key: row for key, row in rows.items() if key not in set(refused)})
+        ruleset.change({key: self._previous[key] for key in out if key in self._previous})
+        plan = ruleset.change({key: row for key, row in rows.items() if key not in out})
         self._health_ports = frozenset()
         self._change_health_ports(ruleset, plan, health_ports)
         return ruleset
@@ -255,14 +260,6 @@ class FamilyProgrammer:
     async def _read(self) -> dict[str, TableSnapshot]:
         return {table: parse_save(await self._xtables.save(table), table) for table in TABLES}
 
-    def _new_sets(self, ruleset: Ruleset, rows: Rows) -> list[AffinitySet]:
-        return [
-            item
-            for key, row in rows.items()
-            if row is not None and row.affinity_seconds is not None and ruleset.rows.get(key) != row
-            for item in ruleset.translate(row).sets
-        ]
-
     def _change_health_ports(self, ruleset: Ruleset, plan: Plan, ports: frozenset[int]) -> None:
         changes = dict.fromkeys(ports - self._health_ports, True) | dict.fromkeys(self._health_ports - ports, False)
         ruleset.change_health_ports(changes, plan)
@@ -272,13 +269,3 @@ class FamilyProgrammer:
 def _say_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     _log.warning("waiting for the packet filter", error=str(error))
-
-
-async def _bpf_supported(xtables: XTables, family: Family) -> bool:
-    """Whether the hairpin rule is taken, tried in a chain that nothing jumps to."""
-    declare = f"*nat\n:{_PROBE} - [0:0]\n"
-    try:
-        await xtables.restore(f"{declare}-A {_PROBE} {hairpin_rule(family)}\nCOMMIT\n{declare}-X {_PROBE}\nCOMMIT\n")
-    except _REFUSALS:
-        return False
-    return True

@@ -54,8 +54,3 @@ def endpoint_hash(key: ServicePortKey, endpoint: str) -> str:
 def is_ours(chain: str) -> bool:
     """Whether a chain belongs to the service proxy alone, and may be removed when it is not wanted any more."""
     return chain.startswith(_PER_SERVICE) or chain.startswith(_TREES) or chain in _FIXED
-
-
-def is_service_chain(chain: str) -> bool:
-    """Whether a chain belongs to one ServicePort: its presence means that a node is already being served."""
-    return chain.startswith(_PER_SERVICE)

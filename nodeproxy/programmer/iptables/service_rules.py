@@ -85,7 +85,7 @@ class Translator:
     def _masquerade(self, row: ServicePort, frontends: Sequence[Frontend]) -> Iterator[str]:
         protocol = row.key.protocol
         for frontend in frontends:
-            destination = f"-d {frontend.address}/{_host_bits(self._family)}"
+            destination = f"-d {frontend.address}/{self._family.address_bits}"
             match = f"-p {protocol} -m {protocol} --dport {frontend.port}"
             if frontend.masquerade is Masquerade.ALWAYS:
                 yield f"{destination} {match} -j {MARK_MASQ}"
@@ -129,7 +129,7 @@ class Translator:
             return
         chain = rules.chains[f"KUBE-SEP-{name}"] = []
         if self._hairpin_chains:
-            chain.append(f"-s {backend.address}/{_host_bits(self._family)} -j {MARK_MASQ}")
+            chain.append(f"-s {backend.address}/{self._family.address_bits} -j {MARK_MASQ}")
         if row.affinity_seconds is not None:
             rules.sets.append(AffinitySet(f"{self._affinity}{name}", row.key))
             chain.append(f"-j SET --add-set {self._affinity}{name} src --exist --timeout {row.affinity_seconds}")
@@ -152,10 +152,6 @@ class Translator:
         elif frontend.action is Action.FORWARD or frontend.short_cuts:
             chain = "EXT" if frontend.allowed_sources is None else "FW"
             rules.nat.append((frontend, Leaf(label, f"-j KUBE-{chain}-{name_hash}")))
-
-
-def _host_bits(family: Family) -> int:
-    return 32 if family is Family.IPV4 else 128
 
 
 def _endpoint(backend: Backend) -> str:
