@@ -14,6 +14,8 @@ from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig, ProgrammingError
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.iptables.family import FamilyProgrammer
+from nodeproxy.programmer.iptables.ruleset import TABLES
+from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +32,8 @@ async def clean_up(variants: Sequence[str] | None) -> None:
     for variant in [Variant(name) for name in variants or ("legacy", "nft")]:
         for family in families:
             try:
-                await FamilyProgrammer(family, config, XTables(variant, family.value), AffinitySets(family)).cleanup()
+                tables = KernelTables(XTables(variant, family.value), TABLES)
+                await FamilyProgrammer(family, config, tables, AffinitySets(family)).cleanup()
             except ProgrammingError as error:
                 if variants is None and isinstance(error.__cause__, ToolMissing):
                     continue

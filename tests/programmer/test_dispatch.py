@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nodeproxy.forwarding.table import Family, IPProtocol
 from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, Leaf, PortSpace
-from nodeproxy.programmer.iptables.names import MAX_CHAIN_NAME
+from nodeproxy.programmer.rules.names import MAX_CHAIN_NAME
 
 PROTOCOLS = st.sampled_from(list(IPProtocol))
 PORTS = st.one_of(st.sampled_from([80, 443, 65535, 1]), st.integers(1, 65535))

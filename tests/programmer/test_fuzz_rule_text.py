@@ -19,9 +19,9 @@ from nodeproxy.forwarding.node import NodeFacts
 from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig
-from nodeproxy.programmer.iptables import transaction as tx
-from nodeproxy.programmer.iptables.base_chains import Features
 from nodeproxy.programmer.iptables.ruleset import Ruleset
+from nodeproxy.programmer.rules import transaction as tx
+from nodeproxy.programmer.rules.common import Features
 from nodeproxy.source.decoding import DECODE_ERRORS, explain, identify, read_json, read_object
 from nodeproxy.source.events import Event, Refused, Upserted
 
@@ -173,7 +173,7 @@ def hostile_transactions(seed: int, objects: int) -> Iterator[tuple[Family, str,
         delta = tracker.update(state, state.apply([event]))
         for family, ruleset in rulesets.items():
             rows = {key: change.after for key, change in delta.rows.items() if key.family is family}
-            yield family, tx.render(tx.incremental(ruleset.change(rows))), isinstance(event, Refused)
+            yield family, tx.render(tx.incremental(ruleset.change(rows).tables)), isinstance(event, Refused)
 
 
 def test_no_text_escapes_its_field() -> None:

@@ -16,10 +16,11 @@ from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker
 from nodeproxy.kernel.ipset import IPSets
 from nodeproxy.kernel.ipset_messages import SetSpec
-from nodeproxy.programmer.iptables import transaction as tx
-from nodeproxy.programmer.iptables.base_chains import Features, jumps
+from nodeproxy.programmer.iptables.base_chains import jumps
 from nodeproxy.programmer.iptables.ruleset import TABLES, Ruleset
-from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
+from nodeproxy.programmer.rules import transaction as tx
+from nodeproxy.programmer.rules.common import Features
+from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_save
 from nodeproxy.sandbox.namespace import Namespace, unique_stem
 
 from .test_fuzz_rule_text import CONFIG, hostile_events

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig
-from nodeproxy.programmer.iptables import transaction as tx
-from nodeproxy.programmer.iptables.base_chains import Features, jumps
-from nodeproxy.programmer.iptables.names import MAX_CHAIN_NAME
+from nodeproxy.programmer.iptables.base_chains import jumps
 from nodeproxy.programmer.iptables.ruleset import TABLES, Ruleset
-from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
+from nodeproxy.programmer.rules import transaction as tx
+from nodeproxy.programmer.rules.common import Features
+from nodeproxy.programmer.rules.names import MAX_CHAIN_NAME
+from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_save
 
 from .rows import row_changes
 from .simulated_tables import SimulatedTables
@@ -53,7 +54,7 @@ def test_increments_equal_a_fresh_build(family: Family) -> None:
         sets: set[str] = set()
         for step in steps:
             plan = ruleset.change(step)
-            tables.restore(tx.render(tx.incremental(plan)))
+            tables.restore(tx.render(tx.incremental(plan.tables)))
             sets = (sets | {item.name for item in plan.new_sets}) - set(plan.old_sets)
         fresh = Ruleset(family, CONFIG, Features())
         fresh.change(ruleset.rows)
@@ -91,7 +92,7 @@ def test_a_full_pass_mends_any_state_and_cleanup_removes_it(before: list[Step], 
     tables.chains["nat"]["PREROUTING"].append("-p tcp -j SOMEBODY-ELSE")
     tables.chains["nat"]["SOMEBODY-ELSE"] = []
     for step in before:
-        tables.restore(tx.render(tx.incremental(old.change(step))))
+        tables.restore(tx.render(tx.incremental(old.change(step).tables)))
     tables.chains["filter"]["FORWARD"].clear()
     new = Ruleset(Family.IPV4, CONFIG, Features())
     for step in after:

@@ -14,8 +14,8 @@ from nodeproxy.forwarding.table import Family, ServicePortKey
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.ipset import IPSets
 from nodeproxy.kernel.ipset_messages import SetSize, SetSpec
-from nodeproxy.programmer.iptables.names import AFFINITY_SET
 from nodeproxy.programmer.iptables.service_rules import AffinitySet
+from nodeproxy.programmer.rules.names import AFFINITY_SET
 
 _MAX_CLIENTS = 1 << 20
 # The kernel grows a set only when user space adds to it, never when a rule does, and a bucket holds twelve entries

@@ -7,11 +7,12 @@ kubelet may share): they are added where missing and never displace anything.
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple
 
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import NodePortAddresses, ProgrammerConfig
-from nodeproxy.programmer.iptables.names import (
+from nodeproxy.programmer.rules.chains import Jump
+from nodeproxy.programmer.rules.common import Features, forward_chain, mark_chain, postrouting_chain, same_addresses
+from nodeproxy.programmer.rules.names import (
     EXTERNAL_SERVICES,
     FIREWALL,
     FORWARD,
@@ -24,35 +25,7 @@ from nodeproxy.programmer.iptables.names import (
 # Only what is new and was not sent on by a Service already is looked at; one match for both.
 _NEW_NOT_FORWARDED = "-m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT"
 
-# Classic BPF (linux/filter.h), offsets from the IP header: accept where source and destination address are equal. This one
-# program recognises every hairpin (a pod that a Service sent back to itself), where kube-proxy has a rule per endpoint.
-_SAME_ADDRESSES = {
-    Family.IPV4: "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0",
-    Family.IPV6: (
-        "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,"
-        "32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
-    ),
-}
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
-
-
-RANDOM_FULLY = "-j MASQUERADE --random-fully"
-
-
-class Features(NamedTuple):
-    """What this kernel and its tools can do: MASQUERADE --random-fully, and BPF matches (for the one hairpin rule)."""
-
-    random_fully: bool = True
-    bpf: bool = True
-
-
-class Jump(NamedTuple):
-    """A rule that must be in a chain that is not ours: first in it (`prepend`), or anywhere."""
-
-    table: str
-    chain: str
-    rule: str
-    prepend: bool
 
 
 def jumps(family: Family, config: ProgrammerConfig) -> list[Jump]:
@@ -85,34 +58,17 @@ def jumps(family: Family, config: ProgrammerConfig) -> list[Jump]:
 
 def hairpin_rule(family: Family) -> str:
     """Match for what a Service sent back to where it came from."""
-    return (
-        f'-m conntrack --ctstate DNAT -m comment --comment "kubernetes hairpin traffic" '
-        f'-m bpf --bytecode "{_SAME_ADDRESSES[family]}"'
-    )
+    return f'-m conntrack --ctstate DNAT -m comment --comment "kubernetes hairpin traffic" {same_addresses(family)}'
 
 
 def fixed_chains(family: Family, config: ProgrammerConfig, features: Features) -> dict[str, dict[str, list[str]]]:
     """Chains of ours with fixed content, by table."""
-    bit = 1 << config.masquerade_bit
-    mark = f"{bit:#x}/{bit:#x}"
-    masquerade = RANDOM_FULLY if features.random_fully else "-j MASQUERADE"
-    forward = [
-        f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark} -j ACCEPT',
-        '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
-    ]
-    if not config.conntrack_tcp_be_liberal:
-        forward.insert(0, "-m conntrack --ctstate INVALID -j DROP")
     return {
         "nat": {
-            MARK_MASQ: [f"-j MARK --set-xmark {mark}"],
-            POSTROUTING: [
-                *([f"{hairpin_rule(family)} {masquerade}"] if features.bpf else []),
-                f"-m mark ! --mark {mark} -j RETURN",
-                f"-j MARK --set-xmark {bit:#x}/0x0",
-                f'-m comment --comment "kubernetes service traffic requiring SNAT" {masquerade}',
-            ],
+            MARK_MASQ: mark_chain(config),
+            POSTROUTING: postrouting_chain(config, features, [hairpin_rule(family)] if features.bpf else []),
         },
-        "filter": {FORWARD: forward},
+        "filter": {FORWARD: forward_chain(config)},
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from nodeproxy.forwarding.table import Family, IPProtocol
-from nodeproxy.programmer.iptables.names import MAX_CHAIN_NAME, hash16
+from nodeproxy.programmer.rules.names import MAX_CHAIN_NAME, hash16
 
 LEAF_MAX = 8
 INLINE_MAX = 2

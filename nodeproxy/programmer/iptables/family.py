@@ -7,31 +7,29 @@ pass is a full one, which reads the kernel and rewrites only what differs.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Self
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
-from nodeproxy.kernel.errors import KernelError, LockHeld, RestoreRefused, ToolFailed
+from nodeproxy.kernel.errors import KernelError, RestoreRefused, ToolFailed
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
-from nodeproxy.programmer.iptables import transaction as tx
 from nodeproxy.programmer.iptables.affinity import AffinitySets
-from nodeproxy.programmer.iptables.base_chains import RANDOM_FULLY, Features, hairpin_rule, jumps
-from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset, TableChange
-from nodeproxy.programmer.iptables.snapshot import TableSnapshot, parse_save
+from nodeproxy.programmer.iptables.base_chains import hairpin_rule, jumps
+from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset
+from nodeproxy.programmer.rules import transaction as tx
+from nodeproxy.programmer.rules.chains import Chains, TableChange
+from nodeproxy.programmer.rules.common import Features
+from nodeproxy.programmer.rules.kernel_tables import KernelTables
+from nodeproxy.programmer.rules.snapshot import TableSnapshot
 
 _log = structlog.get_logger(__name__)
 
 _HASH_IN_CHAIN = re.compile(r"KUBE-(?:SVC|SVL|EXT|FW)-([A-Z2-7]{16})")
 _PROBE = "KUBE-PROXY-CANARY"
-# Others may change the tables all the time (a CNI plugin with every pod). Reading large ones back costs a second of CPU, so
-# after each look there is a rest of this many times as long. The first change after a quiet time is looked at right away.
-_REST_PER_LOOK = 10
 # A tool that fails with words that no driver knows may have been refused just as well: the search for the row tells.
 _REFUSALS = (RestoreRefused, ToolFailed)
 
@@ -47,39 +45,28 @@ class FamilyProgrammer:
         self,
         family: Family,
         config: ProgrammerConfig,
-        xtables: XTables,
+        tables: KernelTables,
         sets: AffinitySets,
         features: Features = _ALL_FEATURES,
     ) -> None:
         self.family = family
         self._config = config
-        self._xtables = xtables
+        self._tables = tables
         self._sets = sets
         self._features = features
         self._ruleset: Ruleset | None = None
         self._previous: dict[ServicePortKey, ServicePort] = {}
         self._health_ports: frozenset[int] = frozenset()
-        self._stamp: object = None
-        self._look_again_at = 0.0
 
     @classmethod
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
         """Find the tools, and what they and the kernel can do. Raises `ProgrammingError` where this family cannot be had."""
         try:
-            xtables = XTables(variant, family.value)
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(LockHeld),
-                wait=wait_exponential_jitter(multiplier=0.5, max=10),
-                before_sleep=_say_waiting,
-            ):
-                with attempt:
-                    await xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in TABLES))
-                    features = Features(
-                        random_fully=await xtables.accepts(RANDOM_FULLY), bpf=await xtables.accepts(hairpin_rule(family))
-                    )
+            tables = KernelTables(XTables(variant, family.value), TABLES)
+            features = await tables.probe(hairpin_rule(family))
             if not features.bpf:
                 _log.info("no BPF matches here: a chain for each endpoint recognises hairpin traffic", family=int(family))
-            return cls(family, config, xtables, sets, features)
+            return cls(family, config, tables, sets, features)
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(family)}: {error}") from error
 
@@ -102,11 +89,11 @@ class FamilyProgrammer:
         """
         self._forget()
         try:
-            kernel = await self._read()
+            kernel = await self._tables.read()
             early = {key: rows[key] for key in first}
             if early and len(rows) > len(early) and not tx.serves(kernel["nat"]):
                 await self._commit_full(early, health_ports, kernel)
-                kernel = await self._read()
+                kernel = await self._tables.read()
             return await self._commit_full(rows, health_ports, kernel)
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
@@ -124,7 +111,7 @@ class FamilyProgrammer:
         self._change_health_ports(ruleset, plan, health_ports)
         try:
             if plan:
-                await self._restore(tx.render(tx.incremental(plan)))
+                await self._restore(tx.render(tx.incremental(plan.tables)))
         except _REFUSALS as error:
             ruleset.undo(plan)
             self._forget()
@@ -144,24 +131,21 @@ class FamilyProgrammer:
             return False
         if ruleset.has_affinity:
             await self._sets.grow()
-        stamp = await self._xtables.stamp()
-        start = time.monotonic()
-        if stamp == self._stamp or start < self._look_again_at:
+        kernel = await self._tables.look()
+        if kernel is None:
             return False
-        kernel = await self._read()
         differs = any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values())
-        self._look_again_at = time.monotonic() + _REST_PER_LOOK * (time.monotonic() - start)
         if differs:
             self._forget()
         else:
-            self._stamp = stamp
+            self._tables.accept_look()
         return differs
 
     async def cleanup(self) -> None:
         """Remove chains, jumps and sets of ours."""
         self._ruleset = None
         try:
-            kernel = await self._read()
+            kernel = await self._tables.read()
             text = tx.render(tx.cleanup(jumps(self.family, self._config), kernel))
             if text:
                 await self._restore(text)
@@ -195,7 +179,7 @@ class FamilyProgrammer:
                 raise
             refused |= found
             ruleset = self._without(rows, refused, health_ports)
-            await self._restore_full(ruleset.chains(), await self._read())
+            await self._restore_full(ruleset.chains(), await self._tables.read())
         self._ruleset = ruleset
         self._previous = {}
         await self._sets.keep_only(item.name for item in ruleset.sets())
@@ -213,16 +197,16 @@ class FamilyProgrammer:
         self._change_health_ports(ruleset, plan, health_ports)
         return ruleset
 
-    async def _restore_full(self, wanted: tx.Chains, kernel: Mapping[str, TableSnapshot]) -> None:
+    async def _restore_full(self, wanted: Chains, kernel: Mapping[str, TableSnapshot]) -> None:
         text = tx.render(tx.full(wanted, jumps(self.family, self._config), kernel))
         if text:
             await self._restore(text)
         else:
-            self._stamp = await self._xtables.stamp()
+            await self._tables.confirm()
 
     async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused | ToolFailed) -> dict[ServicePortKey, str]:
         """Which rows the kernel refuses: the one that the error names, and by bisection those it does not name."""
-        await self._xtables.restore(tx.render({"nat": tx.TableTransaction(TableChange(ruleset.shared_chains()))}))
+        await self._tables.xtables.restore(tx.render({"nat": tx.TableTransaction(TableChange(ruleset.shared_chains()))}))
         named = _HASH_IN_CHAIN.search(str(error))
         suspect = ruleset.row_by_hash(named.group(1)) if named else None
         found = await self._probe(ruleset, [suspect]) if suspect is not None else {}
@@ -243,7 +227,9 @@ class FamilyProgrammer:
             nat.chains.setdefault(_PROBE, []).extend(f"{match} {leaf.target}" for _, leaf in rules.nat)
             scratch.chains[_PROBE] += [f"{match} {leaf.target}" for _, leaf in rules.filter]
         try:
-            await self._xtables.restore(tx.render({"nat": tx.TableTransaction(nat), "filter": tx.TableTransaction(scratch)}))
+            await self._tables.xtables.restore(
+                tx.render({"nat": tx.TableTransaction(nat), "filter": tx.TableTransaction(scratch)})
+            )
         except _REFUSALS as error:
             if len(keys) == 1:
                 return {keys[0]: str(error)}
@@ -252,20 +238,9 @@ class FamilyProgrammer:
         return {}
 
     async def _restore(self, text: str) -> None:
-        undisturbed = (await self._xtables.stamp()) == self._stamp
-        await self._xtables.restore(text)
-        # Where somebody else changed the tables since our last look, the next audit must read them.
-        self._stamp = await self._xtables.stamp() if undisturbed or self._ruleset is None else None
-
-    async def _read(self) -> dict[str, TableSnapshot]:
-        return {table: parse_save(await self._xtables.save(table), table) for table in TABLES}
+        await self._tables.restore(text, after_read=self._ruleset is None)
 
     def _change_health_ports(self, ruleset: Ruleset, plan: Plan, ports: frozenset[int]) -> None:
         changes = dict.fromkeys(ports - self._health_ports, True) | dict.fromkeys(self._health_ports - ports, False)
         ruleset.change_health_ports(changes, plan)
         self._health_ports = ports
-
-
-def _say_waiting(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    _log.warning("waiting for the packet filter", error=str(error))

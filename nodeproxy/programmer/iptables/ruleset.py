@@ -12,9 +12,12 @@ from msgspec import Struct, field
 
 from nodeproxy.forwarding.table import Family, FrontendKind, IPProtocol, ServicePort, ServicePortKey
 from nodeproxy.programmer.base import ProgrammerConfig
-from nodeproxy.programmer.iptables.base_chains import NODE_PORT_CHAIN, Features, fixed_chains, node_port_entry
+from nodeproxy.programmer.iptables.base_chains import NODE_PORT_CHAIN, fixed_chains, node_port_entry
 from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, Leaf, PortSpace
-from nodeproxy.programmer.iptables.names import (
+from nodeproxy.programmer.iptables.service_rules import AffinitySet, ServiceRules, Translator
+from nodeproxy.programmer.rules.chains import TableChange
+from nodeproxy.programmer.rules.common import Features
+from nodeproxy.programmer.rules.names import (
     ADDRESS_TREE,
     HEALTH_PORT_TREE,
     MARK_MASQ,
@@ -23,19 +26,8 @@ from nodeproxy.programmer.iptables.names import (
     SERVICES,
     service_hash,
 )
-from nodeproxy.programmer.iptables.service_rules import AffinitySet, ServiceRules, Translator
 
 TABLES = ("nat", "filter")
-
-
-class TableChange(Struct):
-    """New content of chains (all of it), and chains to remove, in one table."""
-
-    chains: dict[str, list[str]] = field(default_factory=dict)
-    removed: set[str] = field(default_factory=set)
-
-    def __bool__(self) -> bool:
-        return bool(self.chains or self.removed)
 
 
 class Plan(Struct):

@@ -26,9 +26,8 @@ from nodeproxy.forwarding.table import (
 )
 from nodeproxy.programmer.base import LocalDetector
 from nodeproxy.programmer.iptables.dispatch import Leaf
-from nodeproxy.programmer.iptables.names import AFFINITY_SET, MARK_MASQ, endpoint_hash, service_hash
-
-_NODE_SOURCE = "-m addrtype --src-type LOCAL"
+from nodeproxy.programmer.rules.common import FROM_NODE, source_matches
+from nodeproxy.programmer.rules.names import AFFINITY_SET, MARK_MASQ, endpoint_hash, service_hash
 
 
 class AffinitySet(Struct, frozen=True):
@@ -60,7 +59,7 @@ class Translator:
         self._family = family
         self._affinity = AFFINITY_SET[family]
         self._reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
-        self._from_pods, self._not_from_pods = _source_matches(family, detector)
+        self._from_pods, self._not_from_pods = source_matches(family, detector)
 
     def translate(self, row: ServicePort) -> ServiceRules:
         """All chains, dispatch leaves and sets of a row."""
@@ -102,7 +101,7 @@ class Translator:
         if frontend.short_cuts:
             if self._from_pods is not None:
                 rules.append(f"{self._from_pods} {cluster}")
-            rules += [f"{_NODE_SOURCE} -j {MARK_MASQ}", f"{_NODE_SOURCE} {cluster}"]
+            rules += [f"{FROM_NODE} -j {MARK_MASQ}", f"{FROM_NODE} {cluster}"]
         if frontend.action is Action.FORWARD:
             rules.append(cluster if frontend.backend_set is BackendSet.CLUSTER else local)
         return rules
@@ -164,16 +163,6 @@ def _share(remaining: int) -> str:
     if remaining == 1:
         return ""
     return f"-m statistic --mode random --probability {round(0x80000000 / remaining) / 0x80000000:.11f} "
-
-
-def _source_matches(family: Family, detector: LocalDetector) -> tuple[str | None, tuple[str, str] | None]:
-    """Match for traffic from local pods, and its opposite as (source match, interface match); None where unknown."""
-    if detector.interface is not None:
-        return f"-i {detector.interface}", ("", f"! -i {detector.interface}")
-    if detector.interface_prefix is not None:
-        return f"-i {detector.interface_prefix}+", ("", f"! -i {detector.interface_prefix}+")
-    cidr = detector.cidrs.get(family)
-    return (f"-s {cidr}", (f"! -s {cidr}", "")) if cidr else (None, None)
 
 
 def _firewall(frontends: Sequence[Frontend], name_hash: str) -> list[str]:

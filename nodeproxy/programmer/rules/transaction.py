@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
 
-from nodeproxy.programmer.iptables.base_chains import Jump
-from nodeproxy.programmer.iptables.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
-from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, TableChange
-from nodeproxy.programmer.iptables.snapshot import TableSnapshot
+from nodeproxy.programmer.rules.chains import Chains, Jump, TableChange
+from nodeproxy.programmer.rules.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
+from nodeproxy.programmer.rules.snapshot import TableSnapshot
 
 _SEP = "KUBE-SEP-"
 _ENDS = ("KUBE-SVC-", "KUBE-SVL-", _SEP)
@@ -68,22 +67,20 @@ def _declare_and_fill(part: TableTransaction) -> Iterator[str]:
         yield from (f"-A {name} {rule}" for rule in chains.get(name, ()))
 
 
-def incremental(plan: Plan) -> Transaction:
-    """The transaction of a plan, on top of what the kernel has."""
-    return {table: TableTransaction(change) for table, change in plan.tables.items()}
-
-
-Chains = Mapping[str, Mapping[str, list[str]]]
-"""Rules of every chain, by table."""
+def incremental(changes: Mapping[str, TableChange]) -> Transaction:
+    """The transaction of changes by table, on top of what the kernel has."""
+    return {table: TableTransaction(change) for table, change in changes.items()}
 
 
 def full(wanted: Chains, jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
-    """What makes the kernel match the wanted chains: only those that differ are rewritten, and only ours are removed.
+    """What makes the kernel match the wanted chains in the tables that `kernel` shows.
+
+    Only chains that differ are rewritten, and only ours are removed.
 
     Rules of others that jump to a chain of ours (kube-proxy's own jumps, for instance) are replaced by our jumps.
     """
     wanted_jumps = list(jumps)
-    return {table: _full_table(table, wanted[table], wanted_jumps, kernel[table]) for table in TABLES}
+    return {table: _full_table(table, wanted.get(table, {}), wanted_jumps, kernel[table]) for table in kernel}
 
 
 def _full_table(table: str, wanted: Mapping[str, list[str]], jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
@@ -115,7 +112,7 @@ def cleanup(jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Trans
     Chains that others may use (KUBE-MARK-MASQ, KUBE-POSTROUTING, KUBE-FIREWALL) stay where somebody else does.
     """
     ours = list(jumps)
-    return {table: _cleanup_table([jump for jump in ours if jump.table == table], kernel[table]) for table in TABLES}
+    return {table: _cleanup_table([jump for jump in ours if jump.table == table], kernel[table]) for table in kernel}
 
 
 def _cleanup_table(jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:

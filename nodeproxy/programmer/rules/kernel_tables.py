@@ -1,0 +1,82 @@
+"""Owns the packet filter's tables of one family in the kernel: reading them, changing them, and noticing others' changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from nodeproxy.kernel.errors import LockHeld
+from nodeproxy.kernel.xtables import ChangeStamp, XTables
+from nodeproxy.programmer.rules.common import RANDOM_FULLY, Features
+from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_save
+
+_log = structlog.get_logger(__name__)
+
+# Others may change the tables all the time (a CNI plugin with every pod). Reading large ones back costs a second of CPU, so
+# after each look there is a rest of this many times as long. The first change after a quiet time is looked at right away.
+_REST_PER_LOOK = 10
+
+Snapshots = dict[str, TableSnapshot]
+
+
+class KernelTables:
+    """Tables (nat, filter, …) of one family and variant. One call at a time. Methods raise `KernelError`."""
+
+    def __init__(self, xtables: XTables, tables: Sequence[str]) -> None:
+        self.xtables = xtables
+        self._tables = tuple(tables)
+        self._stamp: ChangeStamp | None = None
+        self._seen: ChangeStamp | None = None
+        self._look_again_at = 0.0
+
+    async def probe(self, hairpin: str) -> Features:
+        """Make sure that the tables can be had, waiting for the lock, and find what they take. `hairpin` is a match."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(LockHeld),
+            wait=wait_exponential_jitter(multiplier=0.5, max=10),
+            before_sleep=_say_waiting,
+        ):
+            with attempt:
+                await self.xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in self._tables))
+                return Features(
+                    random_fully=await self.xtables.accepts(RANDOM_FULLY), bpf=await self.xtables.accepts(hairpin)
+                )
+        raise AssertionError("the last attempt returns or raises")
+
+    async def read(self) -> Snapshots:
+        """The tables as they are."""
+        return {table: parse_save(await self.xtables.save(table), table) for table in self._tables}
+
+    async def restore(self, text: str, *, after_read: bool) -> None:
+        """Carry out a transaction. `after_read`: the tables were just read, so what others changed before is known."""
+        undisturbed = after_read or (await self.xtables.stamp()) == self._stamp
+        await self.xtables.restore(text)
+        # Where somebody else changed the tables since our last look, the next audit must read them.
+        self._stamp = await self.xtables.stamp() if undisturbed else None
+
+    async def confirm(self) -> None:
+        """The tables were just read and are as wanted."""
+        self._stamp = await self.xtables.stamp()
+
+    async def look(self) -> Snapshots | None:
+        """The tables, if somebody else changed them since they were last confirmed; None if nobody did, or while resting."""
+        stamp = await self.xtables.stamp()
+        start = time.monotonic()
+        if stamp == self._stamp or start < self._look_again_at:
+            return None
+        self._seen = stamp
+        kernel = await self.read()
+        self._look_again_at = time.monotonic() + _REST_PER_LOOK * (time.monotonic() - start)
+        return kernel
+
+    def accept_look(self) -> None:
+        """What `look` returned is as wanted."""
+        self._stamp = self._seen
+
+
+def _say_waiting(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    _log.warning("waiting for the packet filter", error=str(error))
