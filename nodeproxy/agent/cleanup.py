@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
 
 from nodeproxy.agent.node import available_families
 from nodeproxy.forwarding.table import Family
-from nodeproxy.kernel.errors import ToolMissing
+from nodeproxy.kernel.errors import KernelError, ToolMissing
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.iptables import base_chains
 from nodeproxy.programmer.iptables.affinity import AffinitySets
-from nodeproxy.programmer.iptables.family import FamilyProgrammer
-from nodeproxy.programmer.iptables.ruleset import TABLES
+from nodeproxy.programmer.ipvs import rules as ipvs_rules
+from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
+from nodeproxy.programmer.rules import transaction as tx
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
 _log = structlog.get_logger(__name__)
+
+_TABLES = ("mangle", "nat", "filter")
 
 
 async def clean_up(variants: Sequence[str] | None) -> None:
     """Remove everything of ours. Raises `ProgrammingError` with all that could not be removed."""
     families = available_families()
-    config = ProgrammerConfig(
-        families=families,
-        local_detector=LocalDetector(),
-        node_port_addresses={family: NodePortAddresses(loopback=family is Family.IPV4) for family in families},
-    )
     errors: list[str] = []
     for variant in [Variant(name) for name in variants or ("legacy", "nft")]:
         for family in families:
             try:
-                tables = KernelTables(XTables(variant, family.value), TABLES)
-                await FamilyProgrammer(family, config, tables, AffinitySets(family)).cleanup()
-            except ProgrammingError as error:
-                if variants is None and isinstance(error.__cause__, ToolMissing):
-                    continue
-                errors.append(str(error))
+                await _remove_rules(variant, family)
+            except ToolMissing as error:
+                if variants is not None:
+                    errors.append(str(error))
+            except KernelError as error:
+                errors.append(f"IPv{int(family)}, {variant}: {error}")
+    for family in families:
+        await AffinitySets(family).keep_only(())
+    errors += await asyncio.to_thread(remove_from_kernel)
     if errors:
         raise ProgrammingError("; ".join(errors))
     _log.info("cleaned up", families=[int(family) for family in families])
+
+
+async def _remove_rules(variant: Variant, family: Family) -> None:
+    config = ProgrammerConfig(
+        families=(family,),
+        local_detector=LocalDetector(),
+        node_port_addresses={family: NodePortAddresses(loopback=family is Family.IPV4)},
+    )
+    tables = KernelTables(XTables(variant, family.value), _TABLES)
+    text = tx.render(tx.cleanup([*base_chains.jumps(family, config), *ipvs_rules.jumps()], await tables.read()))
+    if text:
+        await tables.restore(text, after_read=True)

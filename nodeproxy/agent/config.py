@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import DetectLocalMode
+from nodeproxy.programmer.ipvs.settings import SCHEDULERS
 
 _INTERFACE = re.compile(r"[^\s/\"'!+]{1,15}")
 PRIMARY = "primary"
@@ -29,6 +30,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
 
     node_name: str
     mode: Mode = Mode.IPTABLES
+    fallback: Mode | None = None
     kubeconfig: Path | None = None
     master: str | None = None
     manifests: Path | None = None
@@ -45,6 +47,15 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     min_sync_period: float = 1.0
     sync_period: float = 30.0
     iptables_variant: str | None = None
+    ipvs_scheduler: str = "rr"
+    ipvs_strict_arp: bool = False
+    ipvs_exclude_cidrs: tuple[str, ...] = ()
+    ipvs_tcp_timeout: float = 0.0
+    ipvs_tcpfin_timeout: float = 0.0
+    ipvs_udp_timeout: float = 0.0
+    ipvs_drain_timeout: float = 900.0
+    ipvs_min_sync_period: float = 1.0
+    ipvs_sync_period: float = 30.0
     conntrack_max_per_core: int = 32768
     conntrack_min: int = 131072
     conntrack_tcp_timeout_established: float | None = None
@@ -54,6 +65,14 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     conntrack_udp_timeout_stream: float | None = None
     healthz_bind_address: str = "0.0.0.0:10256"
     metrics_bind_address: str = "127.0.0.1:10249"
+
+    def min_sync_period_of(self, mode: Mode) -> float:
+        """At most one sync in so many seconds."""
+        return self.min_sync_period if mode is Mode.IPTABLES else self.ipvs_min_sync_period
+
+    def sync_period_of(self, mode: Mode) -> float:
+        """Seconds in which every wanted change is to be programmed, twice over."""
+        return self.sync_period if mode is Mode.IPTABLES else self.ipvs_sync_period
 
 
 class ConfigError(ValueError):
@@ -66,7 +85,13 @@ class ConfigError(ValueError):
 
 def check(config: AgentConfig) -> None:
     """Raise `ConfigError` with every complaint about a configuration."""
-    complaints = [*_check_sources(config), *_check_local(config), *_check_addresses(config), *_check_numbers(config)]
+    complaints = [
+        *_check_sources(config),
+        *_check_local(config),
+        *_check_addresses(config),
+        *_check_numbers(config),
+        *_check_ipvs(config),
+    ]
     if complaints:
         raise ConfigError(complaints)
 
@@ -134,6 +159,20 @@ def _check_numbers(config: AgentConfig) -> list[str]:
             complaints.append(f"{flag}: {number} is negative")
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", config.node_name):
         complaints.append(f"--hostname-override: {config.node_name!r} cannot be the name of a Node")
+    return complaints
+
+
+def _check_ipvs(config: AgentConfig) -> list[str]:
+    complaints = list(_check_cidrs("--ipvs-exclude-cidrs", config.ipvs_exclude_cidrs))
+    if config.ipvs_scheduler not in SCHEDULERS:
+        complaints.append(f"--ipvs-scheduler: {config.ipvs_scheduler!r} is none of {', '.join(SCHEDULERS)}")
+    for flag, seconds in (
+        ("--ipvs-tcp-timeout", config.ipvs_tcp_timeout),
+        ("--ipvs-tcpfin-timeout", config.ipvs_tcpfin_timeout),
+        ("--ipvs-udp-timeout", config.ipvs_udp_timeout),
+    ):
+        if 0 < seconds < 1:
+            complaints.append(f"{flag}: {seconds:g} s is less than a second, the least that the kernel counts")
     return complaints
 
 

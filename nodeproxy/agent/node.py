@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from nodeproxy.agent.config import PRIMARY, AgentConfig, by_family
+from nodeproxy.agent.config import PRIMARY, AgentConfig, Mode, by_family
 from nodeproxy.cluster.checked import CheckedNode
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import DetectLocalMode, LocalDetector, NodePortAddresses, ProgrammerConfig
@@ -26,12 +26,18 @@ def available_families() -> tuple[Family, ...]:
     return (Family.IPV4,)
 
 
-def programmer_config(config: AgentConfig, families: Sequence[Family], node: CheckedNode | None) -> ProgrammerConfig:
-    """What a programmer needs to know. `node` is None as long as no Node object tells of this node."""
+def programmer_config(
+    config: AgentConfig, mode: Mode, families: Sequence[Family], node: CheckedNode | None
+) -> ProgrammerConfig:
+    """What a programmer needs to know. `node` is None as long as no Node object tells of this node.
+
+    Node ports on loopback are only for iptables mode: IPVS refuses packets of a loopback source that leave the node.
+    """
+    loopback = config.localhost_node_ports and mode is Mode.IPTABLES
     return ProgrammerConfig(
         families=tuple(families),
         local_detector=_local_detector(config, node),
-        node_port_addresses={family: _node_port_addresses(config, family, node) for family in families},
+        node_port_addresses={family: _node_port_addresses(config, family, node, loopback) for family in families},
         masquerade_bit=config.masquerade_bit,
         conntrack_tcp_be_liberal=config.conntrack_tcp_be_liberal,
     )
@@ -50,8 +56,8 @@ def _local_detector(config: AgentConfig, node: CheckedNode | None) -> LocalDetec
     return LocalDetector(cidrs={family: found[0] for family, found in by_family(cidrs).items()})
 
 
-def _node_port_addresses(config: AgentConfig, family: Family, node: CheckedNode | None) -> NodePortAddresses:
-    serves_loopback = family is Family.IPV4 and config.localhost_node_ports
+def _node_port_addresses(config: AgentConfig, family: Family, node: CheckedNode | None, loopback: bool) -> NodePortAddresses:
+    serves_loopback = family is Family.IPV4 and loopback
     if config.node_port_addresses == (PRIMARY,):
         primaries = _primary_addresses(config, node)
         if not primaries:  # not known yet: as kube-proxy, rather all than none

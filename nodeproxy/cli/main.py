@@ -17,6 +17,7 @@ from nodeproxy.agent.config import AgentConfig, ConfigError, Mode, check
 from nodeproxy.cli.logging import configure_logging
 from nodeproxy.cli.types import Duration, StringList, normalise, split_lists
 from nodeproxy.programmer.base import DetectLocalMode
+from nodeproxy.programmer.ipvs.settings import SCHEDULERS
 
 _LOG_OPTIONS = (
     click.option("-v", "verbosity", type=int, default=2, show_default=True, help="Verbosity; from 4 on, debug lines."),
@@ -40,6 +41,10 @@ def main_group() -> None:
 @click.option(
     "--mode", "--proxy-mode", "mode", type=click.Choice([str(mode) for mode in Mode]), default="iptables", show_default=True,
     help="Mechanism of the kernel that carries Services.",
+)  # fmt: skip
+@click.option(
+    "--fallback", type=click.Choice([str(mode) for mode in Mode]),
+    help="Mode to take where the kernel lacks what --mode needs. Default: end with a message that says what is missing.",
 )  # fmt: skip
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Kubeconfig file. Without any source: in-cluster.")
 @click.option("--master", help="URL of the API server; overrides the one in the kubeconfig file.")
@@ -68,6 +73,21 @@ def main_group() -> None:
 @click.option("--iptables-min-sync-period", "min_sync_period", type=Duration(), default="1s", show_default=True)
 @click.option("--iptables-sync-period", "sync_period", type=Duration(), default="30s", show_default=True)
 @click.option("--iptables-variant", type=click.Choice(["legacy", "nft"]), help="Default: what the node uses already.")
+@click.option(
+    "--ipvs-scheduler", type=click.Choice(SCHEDULERS), default="rr", show_default=True, metavar="NAME",
+    help="Scheduler of all virtual servers: " + ", ".join(SCHEDULERS) + ".",
+)  # fmt: skip
+@_boolean("--ipvs-strict-arp", False, "Answer ARP for service addresses on no interface (arp_ignore, arp_announce).")
+@click.option("--ipvs-exclude-cidrs", type=StringList(), default="", help="Never delete virtual servers at these addresses.")
+@click.option("--ipvs-tcp-timeout", type=Duration(), default="0s", help="Idle TCP connections. 0s: the kernel's.")
+@click.option("--ipvs-tcpfin-timeout", type=Duration(), default="0s", help="TCP connections after a FIN. 0s: the kernel's.")
+@click.option("--ipvs-udp-timeout", type=Duration(), default="0s", help="Idle UDP flows. 0s: the kernel's.")
+@click.option(
+    "--ipvs-drain-timeout", type=Duration(), default="15m", show_default=True,
+    help="How long an endpoint that goes keeps its established connections at most.",
+)  # fmt: skip
+@click.option("--ipvs-min-sync-period", type=Duration(), default="1s", show_default=True)
+@click.option("--ipvs-sync-period", type=Duration(), default="30s", show_default=True)
 @click.option("--conntrack-max-per-core", type=int, default=32768, show_default=True, help="0 leaves the limit alone.")
 @click.option("--conntrack-min", type=int, default=131072, show_default=True)
 @click.option("--conntrack-tcp-timeout-established", type=Duration())
@@ -83,6 +103,7 @@ def run(hostname_override: str | None, verbosity: int, log_format: str, **option
     """Run the agent. Flags have kube-proxy's names and meanings."""
     configure_logging(verbosity, log_format)
     options["mode"] = Mode(options["mode"])
+    options["fallback"] = Mode(options["fallback"]) if options["fallback"] else None
     options["detect_local_mode"] = DetectLocalMode(options["detect_local_mode"])
     node_name = (hostname_override or socket.gethostname()).strip().lower()
     config = AgentConfig(node_name=node_name, **options)

@@ -68,6 +68,9 @@ class Programmer(Protocol):
     async def prepare(self) -> None:
         """Check tools and kernel, take stock of what is there. Raises `ProgrammingError` with what is missing."""
 
+    def configure(self, config: ProgrammerConfig) -> None:
+        """Take a new configuration; the next apply is a full pass."""
+
     async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
         """Make the kernel match `table`, given that only `delta` changed since the last call; in proportion to `delta`.
 

@@ -25,6 +25,7 @@ from nodeproxy.forwarding.table import (
 from nodeproxy.kernel.addresses import local_addresses
 from nodeproxy.kernel.conntrack import UDP, Flow, delete, dump
 from nodeproxy.kernel.errors import KernelError
+from nodeproxy.programmer.ipvs.names import DEVICE
 
 _log = structlog.get_logger(__name__)
 
@@ -118,6 +119,6 @@ def _endpoints(row: ServicePort | None) -> set[tuple[str, int]]:
 
 
 def _remove(family: Family, scope: Scope) -> int:
-    local = frozenset(local_addresses()) if scope.node_ports else frozenset()
+    local = frozenset(local_addresses(excluding=(DEVICE,))) if scope.node_ports else frozenset()
     stale: Iterable[Flow] = [flow for flow in dump(int(family), UDP) if scope.is_stale(flow, local)]
     return delete(stale)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
 
 Variant = Literal["legacy", "nft"]
@@ -53,7 +54,7 @@ class AgentFlags:
             *(["--nodeport-addresses", ",".join(self.nodeport_addresses)] if self.nodeport_addresses else []),
             f"--iptables-localhost-nodeports={str(self.localhost_nodeports).lower()}",
             f"--masquerade-all={str(self.masquerade_all).lower()}",
-            *("--iptables-min-sync-period", "0s"),
+            *("--iptables-min-sync-period", "0s", "--ipvs-min-sync-period", "0s"),
             *("--conntrack-max-per-core", "0", "--conntrack-min", "0"),
             *("--healthz-bind-address", HEALTHZ, "--metrics-bind-address", METRICS),
             *("-v", "2"),
@@ -131,8 +132,11 @@ class AgentProcess:
             self.process = self.node.spawn(self.command, output=output, env=self.environment)
 
     def wait_ready(self, timeout: float = READY_TIMEOUT) -> float:
-        """Wait until healthz says 200; returns the seconds since the start. Raises AgentError with the log's tail."""
-        deadline = time.monotonic() + timeout
+        """Wait until healthz says 200; returns the seconds since the start. A slow machine gets more time.
+
+        Raises AgentError with the log's tail.
+        """
+        deadline = time.monotonic() + scaled(timeout)
         last = "no answer"
         while time.monotonic() < deadline:
             if self.process is None or self.process.poll() is not None:
@@ -153,7 +157,7 @@ class AgentProcess:
 
         kube-proxy's healthz is 200 before it programmed both families; the time of the last sync of each tells.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + scaled(timeout)
         while time.monotonic() < deadline:
             try:
                 _, text = http_get(self.node, f"http://{METRICS}/metrics", timeout=2)
@@ -170,7 +174,7 @@ class AgentProcess:
         """Whether the process lives."""
         return self.process is not None and self.process.poll() is None
 
-    def stop(self, timeout: float = 10) -> int:
+    def stop(self, timeout: float = 20) -> int:
         """SIGTERM, wait, and SIGKILL if that did not do; returns the exit status (negative: a signal's number)."""
         if self.process is None:
             return 0

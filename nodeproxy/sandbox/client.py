@@ -23,6 +23,7 @@ from typing import Final
 
 from nodeproxy.sandbox import sctp
 from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.sockets import (
     IP_BIND_ADDRESS_NO_PORT,
     RESET_ON_CLOSE,
@@ -98,11 +99,19 @@ def probe(where: Namespace, what: Probe, *, timeout: float = TIMEOUT) -> Verdict
 
 
 def probe_many(where: Namespace, probes: Sequence[Probe], *, timeout: float = TIMEOUT) -> list[Verdict]:
-    """Send many probes from a namespace, up to 200 at the same time; verdicts in the order of the probes."""
+    """Send many probes from a namespace, up to 200 at the same time; verdicts in the order of the probes.
+
+    The time-out is for a machine of usual speed; on a slower one it is longer.
+    """
     verdicts: list[Verdict] = []
     for start in range(0, len(probes), AT_ONCE):
-        verdicts += where.run(_batch, probes[start : start + AT_ONCE], timeout)
+        verdicts += where.run(_batch, probes[start : start + AT_ONCE], adapted(timeout))
     return verdicts
+
+
+def adapted(timeout: float) -> float:
+    """A time-out of probes on this machine. The short one, which every dropped packet costs, grows little."""
+    return min(scaled(timeout), max(timeout, 1.2 if timeout <= TIMEOUT else 12.0))
 
 
 def _batch(probes: Sequence[Probe], timeout: float) -> list[Verdict]:

@@ -1,5 +1,7 @@
 """Owns the conformance runner: sends a scene's packets for real and says what differs from what was expected.
 
+What IPVS mode may do differently is in `expected` alone.
+
 Each flow is sent several times: often enough that every endpoint that may answer is seen to (the chance that one is
 missed although all are equally likely is below one in 10^9). Before the agent is started each flow is sent once, to
 show that its packets pass the node undisturbed: a DROP seen later is then the agent's doing, not a gap in the sandbox.
@@ -8,6 +10,7 @@ show that its packets pass the node undisturbed: a DROP seen later is then the a
 from __future__ import annotations
 
 import errno
+import ipaddress
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,14 +59,14 @@ def probes_for(choices: int) -> int:
     return FEW if choices < 2 else math.ceil(math.log(choices / MISSED) / -math.log(1 - 1 / choices))
 
 
-def run_scene(scene: Scene, start: StartAgent, variant: Variant) -> list[FlowResult]:
-    """Lay a scene out, start an agent, send every flow; one result for each, the ACCEPT flows last."""
+def run_scene(scene: Scene, start: StartAgent, variant: Variant, mode: str = "iptables") -> list[FlowResult]:
+    """Lay a scene out, start an agent of a mode, send every flow; one result for each, the ACCEPT flows last."""
     with lay_out(scene) as layout:
         wrong = [result for flow in scene.flows if (result := check_path(layout, flow)).problems]
         if wrong:
             return wrong
         with start(layout):
-            results = [check_flow(layout, flow) for flow in scene.flows if flow.expect != "ACCEPT"]
+            results = [check_flow(layout, flow, mode) for flow in scene.flows if flow.expect != "ACCEPT"]
             accepted = [flow for flow in scene.flows if flow.expect == "ACCEPT"]
             if accepted:
                 with closed_input(layout, variant):
@@ -95,17 +98,34 @@ def check_path(layout: Layout, flow: Flow) -> FlowResult:
     return result
 
 
-def check_flow(layout: Layout, flow: Flow) -> FlowResult:
+def expected(layout: Layout, flow: Flow, mode: str) -> str | list[str]:
+    """What a mode must make of a flow.
+
+    IPVS mode has the service addresses on the node, so what no Service matches there is rejected, lest a process of the node
+    gets it; and it leaves node ports on loopback alone, as kube-proxy's does.
+    """
+    if mode != "ipvs":
+        return flow.expect
+    if ipaddress.ip_address(flow.destination).is_loopback:
+        return "no-match"
+    if flow.expect == "no-match" and flow.destination in layout.scene.service_addresses():
+        held = layout.box.is_local(flow.destination) and not layout.on_node(flow.destination)
+        return "REJECT" if held else "no-match"
+    return flow.expect
+
+
+def check_flow(layout: Layout, flow: Flow, mode: str) -> FlowResult:
     """Send a flow and compare."""
-    choices = len(flow.expect) if isinstance(flow.expect, list) else 1
-    verdicts = _send(layout, flow, probes_for(choices), TIMEOUT if flow.expect == "DROP" else PATIENT)
+    expect = expected(layout, flow, mode)
+    choices = len(expect) if isinstance(expect, list) else 1
+    verdicts = _send(layout, flow, probes_for(choices), TIMEOUT if expect == "DROP" else PATIENT)
     result = _result(flow, verdicts)
-    if isinstance(flow.expect, list):
+    if isinstance(expect, list):
         result.problems += _endpoint_problems(layout, flow, verdicts)
-    elif flow.expect == "no-match":
+    elif expect == "no-match":
         result.problems += _untouched_problems(flow, verdicts)
     else:
-        wanted = {"REJECT": Rejected, "DROP": Dropped}[flow.expect]
+        wanted = {"REJECT": Rejected, "DROP": Dropped}[expect]
         if not all(isinstance(verdict, wanted) for verdict in verdicts):
             result.problems.append(f"not always {wanted.__name__}")
     return result

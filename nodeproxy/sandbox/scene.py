@@ -77,6 +77,10 @@ class Scene(msgspec.Struct, frozen=True):
             masquerade_all=self.node.masquerade_all,
         )
 
+    def service_addresses(self) -> set[str]:
+        """Every address that Services name, whether or not a proxy programs it."""
+        return {address for service in self.services for address in _addresses(service)}
+
     def node_object(self) -> Object:
         """A Node, with the node's addresses; those of the scene's family first, as they make the primary family."""
         ours = 6 if self.ip_family == "IPv6" else 4
@@ -127,15 +131,29 @@ def sticky(scene: Scene, flow: Flow) -> bool:
         spec = service.get("spec", {})
         if spec.get("sessionAffinity") != "ClientIP":
             continue
-        ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-        addresses = {spec.get("clusterIP"), *spec.get("clusterIPs", []), *spec.get("externalIPs", [])}
-        addresses |= {one.get("ip") for one in ingress}
+        addresses = _addresses(service)
         for port in spec.get("ports", []):
             if flow.protocol != port.get("protocol", "TCP"):
                 continue
             if flow.port == port.get("nodePort") or (flow.destination in addresses and flow.port == port.get("port")):
                 return True
     return False
+
+
+def _addresses(service: Object) -> set[str]:
+    """Every address that a Service names, in its usual form."""
+    spec = service.get("spec", {})
+    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+    named = [spec.get("clusterIP"), *spec.get("clusterIPs", []), *spec.get("externalIPs", [])]
+    named += [one.get("ip") for one in ingress]
+    return {address for text in named if (address := _usual_address(text)) is not None}
+
+
+def _usual_address(text: object) -> str | None:
+    try:
+        return str(ipaddress.ip_address(str(text)))
+    except ValueError:
+        return None
 
 
 class Layout:

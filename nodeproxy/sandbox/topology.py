@@ -265,7 +265,13 @@ class Sandbox:
 
     @contextmanager
     def node_address(self, address: str, device: str = "lo") -> Iterator[None]:
-        """Give the node one more local address for a while (as when a load balancer's address is bound on nodes)."""
+        """Give the node one more local address for a while (as when a load balancer's address is bound on nodes).
+
+        One that it has already, as IPVS mode makes it, stays as it is.
+        """
+        if self.is_local(address):
+            yield
+            return
         self.node.ip([_address(address, device)])
         self._wait_local(address)
         try:
@@ -276,10 +282,14 @@ class Sandbox:
     def _wait_local(self, address: str) -> None:
         """Wait until packets to an address of the node stay there: the kernel makes an IPv6 address's route a bit later."""
         deadline = time.monotonic() + 5
-        while not self.node.command(["ip", "route", "get", address]).stdout.startswith("local "):
+        while not self.is_local(address):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{address} does not become local")
             time.sleep(0.005)
+
+    def is_local(self, address: str) -> bool:
+        """Whether packets of the node to an address stay on it."""
+        return self.node.command(["ip", "route", "get", address]).stdout.startswith("local ")
 
     def serve(self, where: Namespace, address: str, port: int, *, protocol: str = "TCP", name: str | None = None) -> None:
         """A server at address:port in a namespace; by default its name is "address:port"."""

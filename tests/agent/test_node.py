@@ -31,7 +31,7 @@ def node(*addresses: tuple[str, str], pod_cidrs: tuple[str, ...] = ()) -> Checke
 
 def addresses(*flag: str, of: CheckedNode | None = None, family: Family = Family.IPV4, **options: Any) -> NodePortAddresses:
     config = AgentConfig(node_name="n", node_port_addresses=flag, **options)
-    return programmer_config(config, FAMILIES, of).node_port_addresses[family]
+    return programmer_config(config, config.mode, FAMILIES, of).node_port_addresses[family]
 
 
 def test_node_ports_are_served_everywhere_by_default() -> None:
@@ -84,4 +84,4 @@ def test_primary_without_a_node_serves_everywhere() -> None:
 )
 def test_local_pods_are_recognised_as_told(options: dict[str, Any], detector: LocalDetector) -> None:
     config = AgentConfig(node_name="n", **options)
-    assert programmer_config(config, FAMILIES, node(pod_cidrs=("10.1.0.0/24",))).local_detector == detector
+    assert programmer_config(config, config.mode, FAMILIES, node(pod_cidrs=("10.1.0.0/24",))).local_detector == detector

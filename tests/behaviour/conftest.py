@@ -1,4 +1,4 @@
-"""One sandbox with two pods for each test, in both variants of iptables."""
+"""One sandbox with two pods for each test, in both variants of iptables mode and in IPVS mode."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import cast
 
 import pytest
 
-from nodeproxy.sandbox.agent import Variant
 from nodeproxy.sandbox.topology import Sandbox
+from tests.ways import IPVS_NFT, LEGACY, NFT, Way, ipvs
 
 from .world import NODE_ADDRESS, World
 
 POD_A, POD_B = "10.1.0.1", "10.1.0.2"
 
 
-@pytest.fixture(params=["legacy", "nft"])
-def variant(request: pytest.FixtureRequest) -> Variant:
-    return cast(Variant, request.param)
+@pytest.fixture(params=[LEGACY, NFT, ipvs(IPVS_NFT)], ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    return cast(Way, request.param)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def box() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def world(box: Sandbox, variant: Variant) -> Iterator[World]:
+def world(box: Sandbox, way: Way) -> Iterator[World]:
     """Not started yet: a test puts its manifests first, then uses `world.agent` as a context manager."""
-    made = World(box, variant)
+    made = World(box, way)
     yield made
     made.agent.kill()

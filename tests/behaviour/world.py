@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodeproxy.sandbox.agent import AgentFlags, AgentProcess, Variant, http_get, nodeproxy_command
+from nodeproxy.kernel.ipvs import IPVS
+from nodeproxy.sandbox.agent import AgentFlags, AgentProcess, http_get, nodeproxy_command
 from nodeproxy.sandbox.client import Answered, Probe, Verdict, probe_many
 from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
+from tests.ways import Way
 
 NODE = "test-node"
 NODE_ADDRESS = "192.168.0.2"
@@ -61,13 +64,13 @@ class World:
     """A sandbox, a manifest directory and an agent that reads it."""
 
     def __init__(
-        self, box: Sandbox, variant: Variant, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()
+        self, box: Sandbox, way: Way, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()
     ) -> None:
         self.box = box
-        self.variant = variant
+        self.way = way
         self.manifests = box.directory / "manifests"
         self.manifests.mkdir()
-        command = [*nodeproxy_command(AgentFlags(), manifests=self.manifests, variant=variant), *flags]
+        command = [*nodeproxy_command(AgentFlags(mode=way.mode), manifests=self.manifests, variant=way.variant), *flags]
         self.agent = AgentProcess(box, command, environment=environment)
 
     def put(self, file: str, *objects: dict[str, Any]) -> None:
@@ -82,18 +85,49 @@ class World:
 
     def rules(self, table: str = "nat", *, family: int = 4) -> list[str]:
         """The lines of iptables-save for a table, without counters and comments."""
-        tool = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}-save"
+        tool = f"{'iptables' if family == 4 else 'ip6tables'}-{self.way.variant}-save"
         text = self.box.node.command([tool, "-t", table]).stdout
         return [line.split(" [")[0] for line in text.splitlines() if line[:1] in (":", "-")]
 
+    def forwards_to(self, endpoint: str) -> bool:
+        """Whether new connections may be sent to an endpoint, `address:port`."""
+        if self.way.mode == "iptables":
+            return any(endpoint in rule for rule in self.rules())
+        return any(f" {endpoint} weight 1" in line for line in self.virtual_servers())
+
+    def virtual_servers(self) -> list[str]:
+        """Each virtual server, and each of its real servers, as a line of text without counters."""
+
+        def read() -> list[str]:
+            with IPVS() as ipvs:
+                return [
+                    f"{server} {settings.scheduler} {settings.persistence_seconds or ''}"
+                    + "".join(sorted(f", {real.server} weight {real.weight}" for real in ipvs.real_servers(server)))
+                    for server, settings in ipvs.virtual_servers().items()
+                ]
+
+        return sorted(self.box.node.run(read))
+
+    def held(self) -> list[str]:
+        """Everything of the agent's mode that the kernel holds, as lines of text in an order of their own."""
+        tables = ("nat", "filter") if self.way.mode == "iptables" else ("mangle", "nat", "filter")
+        lines = sorted(rule for table in tables for rule in self.rules(table))
+        if self.way.mode == "ipvs":
+            lines += self.virtual_servers()
+            lines += sorted(
+                self.box.node.command(["ip", "-o", "address", "show", "dev", "kube-ipvs0"], check=False).stdout.splitlines()
+            )
+            lines += sorted(self.box.node.command(["ipset", "save"]).stdout.splitlines())
+        return lines
+
     def iptables(self, *arguments: str, check: bool = True) -> str:
         """Run the variant's iptables in the node."""
-        return self.box.node.command([f"iptables-{self.variant}", "-w", "5", *arguments], check=check).stdout
+        return self.box.node.command([f"iptables-{self.way.variant}", "-w", "5", *arguments], check=check).stdout
 
     def settle(self, done: Callable[[], bool], what: str, timeout: float = 10) -> float:
         """Wait until `done`; returns the seconds it took."""
         start = time.monotonic()
-        while time.monotonic() - start < timeout:
+        while time.monotonic() - start < scaled(timeout):
             if done():
                 return time.monotonic() - start
             time.sleep(0.02)

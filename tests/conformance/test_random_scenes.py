@@ -1,4 +1,4 @@
-"""Random scenes of fixed seeds: what the oracle says of every packet must be what an agent's rules do to it.
+"""Random scenes of fixed seeds: what the oracle says of every packet must be what becomes of it, in both modes.
 
 With KUBE_PROXY=path/to/kube-proxy the same scenes are run with kube-proxy, without the flows in which it is known to
 deviate from SPEC (`hack.scene_oracle.DEVIATIONS`). RANDOM_SCENES=FIRST:COUNT runs other seeds. An agent that is led from
@@ -19,47 +19,75 @@ from test_packet_flows import KUBE_PROXY, check, kube_proxy, nodeproxy_from_mani
 from hack.random_scenes import make_scene
 from hack.scene_oracle import Oracle, deviation
 from nodeproxy.kernel.ipset import IPSets
-from nodeproxy.sandbox.agent import AgentProcess, Variant, nodeproxy_command
+from nodeproxy.kernel.ipvs import IPVS
+from nodeproxy.sandbox.agent import AgentProcess, nodeproxy_command
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.scene import NodeSpec, Scene
 from nodeproxy.sandbox.topology import Sandbox
+from tests.ways import IPVS_LEGACY, IPVS_NFT, LEGACY, NFT, Way, ipvs
 
 FIRST, _, COUNT = os.environ.get("RANDOM_SCENES", "1:6").partition(":")
 SEEDS = range(int(FIRST), int(FIRST) + int(COUNT or 1))
-VARIANTS: tuple[Variant, Variant] = ("legacy", "nft")
+WAYS = (LEGACY, NFT)
 
 pytestmark = pytest.mark.kernel
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_random_scene(seed: int) -> None:
+def in_both_modes() -> Iterator[object]:
+    """Each seed in one variant of iptables mode, and in IPVS mode with the other."""
+    for seed in SEEDS:
+        yield pytest.param(seed, WAYS[seed % 2], id=f"{seed}-{WAYS[seed % 2]}")
+        way = (IPVS_NFT, IPVS_LEGACY)[seed % 2]
+        yield ipvs(seed, way, id=f"{seed}-{way}")
+
+
+@pytest.mark.parametrize(("seed", "way"), list(in_both_modes()))
+def test_random_scene(seed: int, way: Way) -> None:
     scene = make_scene(seed)
     if KUBE_PROXY:
         oracle = Oracle(scene)
         scene = msgspec.structs.replace(scene, flows=[flow for flow in scene.flows if not deviation(oracle, flow)])
-    check(scene, VARIANTS[seed % 2], kube_proxy if KUBE_PROXY else nodeproxy_from_manifests)
+    check(scene, way, kube_proxy if KUBE_PROXY else nodeproxy_from_manifests)
 
 
-def kernel_state(box: Sandbox, variant: Variant) -> dict[str, list[str]]:
-    """Every chain of the nat and filter tables with its rules, of both families, and the names of our ipsets."""
-    state: dict[str, list[str]] = {"sets": sorted(box.node.run(lambda: IPSets().list_names("KUBE-")))}
+def kernel_state(box: Sandbox, way: Way) -> dict[str, list[str]]:
+    """All that a mode holds in the kernel, both families: chains with their rules, ipsets, virtual servers, addresses."""
+    if way.mode == "iptables":
+        sets = sorted(box.node.run(lambda: IPSets().list_names("KUBE-")))
+    else:
+        sets = sorted(box.node.command(["ipset", "save"]).stdout.splitlines())
+    state: dict[str, list[str]] = {"sets": sets}
     for tool in ("iptables", "ip6tables"):
-        for table in ("nat", "filter"):
-            for line in box.node.command([f"{tool}-{variant}-save", "-t", table]).stdout.splitlines():
+        for table in ("mangle", "nat", "filter"):
+            for line in box.node.command([f"{tool}-{way.variant}-save", "-t", table]).stdout.splitlines():
                 if line.startswith(":"):
                     state[f"{tool} {table} {line[1:].split()[0]}"] = []
                 elif line.startswith("-A "):
                     state[f"{tool} {table} {line.split()[1]}"].append(line)
+    if way.mode == "ipvs":
+        state["servers"] = box.node.run(virtual_servers)
+        listing = box.node.command(["ip", "-o", "address", "show", "dev", "kube-ipvs0"]).stdout
+        state["addresses"] = sorted(line.split()[3] for line in listing.splitlines())
     return state
 
 
+def virtual_servers() -> list[str]:
+    """Virtual servers of this namespace, with the real servers that take connections."""
+    with IPVS() as ipvs:
+        return sorted(
+            f"{server} {settings} {sorted(str(real.server) for real in ipvs.real_servers(server) if real.weight)}"
+            for server, settings in ipvs.virtual_servers().items()
+        )
+
+
 @contextmanager
-def running_agent(node: NodeSpec, first: Scene, variant: Variant) -> Iterator[Sandbox]:
+def running_agent(node: NodeSpec, first: Scene, way: Way) -> Iterator[Sandbox]:
     """An agent on `node` that has programmed `first`, from the manifest file `scene.yaml`."""
     with Sandbox(node_addresses=node.ips) as box:
         (box.directory / "manifests").mkdir()
         put(box, first)
-        flags = msgspec.structs.replace(first, node=node).flags()
-        with AgentProcess(box, nodeproxy_command(flags, manifests=box.directory / "manifests", variant=variant)):
+        flags = msgspec.structs.replace(first, node=node).flags(way.mode)
+        with AgentProcess(box, nodeproxy_command(flags, manifests=box.directory / "manifests", variant=way.variant)):
             yield box
 
 
@@ -69,22 +97,22 @@ def put(box: Sandbox, scene: Scene) -> None:
     new.rename(box.directory / "manifests" / "scene.yaml")
 
 
-def settled(box: Sandbox, variant: Variant, wanted: dict[str, list[str]]) -> dict[str, list[str]]:
+def settled(box: Sandbox, way: Way, wanted: dict[str, list[str]]) -> dict[str, list[str]]:
     """The kernel's state once it is as wanted, or after ten seconds."""
-    deadline = time.monotonic() + 10
-    while (state := kernel_state(box, variant)) != wanted and time.monotonic() < deadline:
+    deadline = time.monotonic() + scaled(10)
+    while (state := kernel_state(box, way)) != wanted and time.monotonic() < deadline:
         time.sleep(0.1)
     return state
 
 
 @pytest.mark.skipif(bool(KUBE_PROXY), reason="about nodeproxy's increments")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_one_scene_after_another_equals_a_fresh_start(variant: Variant) -> None:
+@pytest.mark.parametrize("way", [LEGACY, NFT, ipvs(IPVS_NFT)], ids=str)
+def test_one_scene_after_another_equals_a_fresh_start(way: Way) -> None:
     scenes = [make_scene(seed) for seed in SEEDS][-3:]
     node = scenes[0].node
-    with running_agent(node, scenes[0], variant) as box:
+    with running_agent(node, scenes[0], way) as box:
         for scene in scenes[1:]:
             put(box, scene)
-            with running_agent(node, scene, variant) as fresh:
-                wanted = kernel_state(fresh, variant)
-            assert settled(box, variant, wanted) == wanted
+            with running_agent(node, scene, way) as fresh:
+                wanted = kernel_state(fresh, way)
+            assert settled(box, way, wanted) == wanted

@@ -1,0 +1,54 @@
+"""Owns the removal of what IPVS mode leaves in the kernel beside rules: virtual servers, the interface, ipsets.
+
+Blocking: call in a thread.
+"""
+
+from __future__ import annotations
+
+from nodeproxy.forwarding.table import Family
+from nodeproxy.kernel.errors import FeatureMissing, KernelError
+from nodeproxy.kernel.ipset import IPSets
+from nodeproxy.kernel.ipvs import IPVS, DeleteVirtualServer, VirtualServer
+from nodeproxy.kernel.links import Links, NotADummy
+from nodeproxy.programmer.ipvs.names import DEVICE, SetName
+from nodeproxy.programmer.ipvs.places import OURS
+
+
+def remove_from_kernel() -> list[str]:
+    """Remove everything but rules, which must be gone already; returns what could not be removed, and why.
+
+    A kernel that lacks a feature has nothing of it to remove.
+    """
+    errors: list[str] = []
+    for step in (_remove_servers, _remove_interface, _remove_sets):
+        try:
+            errors += step()
+        except (FeatureMissing, NotADummy):
+            continue
+        except KernelError as error:
+            errors.append(str(error))
+    return errors
+
+
+def _remove_servers() -> list[str]:
+    with IPVS() as ipvs, Links() as links:
+        index = links.link_index(DEVICE)
+        ours = links.addresses_of(index) if index is not None else set()
+        doomed: list[VirtualServer] = [
+            server for server, settings in ipvs.virtual_servers().items() if settings.flags & OURS or server.address in ours
+        ]
+        return [str(error) for error in ipvs.change([DeleteVirtualServer(server) for server in doomed]).values()]
+
+
+def _remove_interface() -> list[str]:
+    with Links() as links:
+        if links.link_index(DEVICE) is not None:
+            links.ensure_dummy(DEVICE)  # raises NotADummy: somebody else's
+            links.delete_link(DEVICE)
+    return []
+
+
+def _remove_sets() -> list[str]:
+    with IPSets() as ipsets:
+        names = {name.of(family) for name in SetName for family in Family}
+        return [str(error) for error in ipsets.destroy(sorted(names.intersection(ipsets.list_names("KUBE-"))))]

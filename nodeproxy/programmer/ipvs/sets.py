@@ -1,0 +1,114 @@
+"""Owns the ipsets of one family in IPVS mode: making them, and making their entries match what is wanted.
+
+Blocking: call in a thread. Methods raise `KernelError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from nodeproxy.forwarding.table import Family
+from nodeproxy.kernel.errors import ItemRefused
+from nodeproxy.kernel.ipset import IPSets, SetSpec
+from nodeproxy.programmer.ipvs.names import SET_TYPES, SetName
+from nodeproxy.programmer.ipvs.wanted import Entries
+
+_MAX_ENTRIES = 1 << 20
+_SPARE = "NEW"
+_REST_PER_LOOK = 100  # times as long as reading a set took: at most 1% of a core
+
+# Entries are added in this order and removed in the opposite one, so that a fence never stands without its gate.
+_ORDER = (
+    SetName.ALLOWED_SOURCES,
+    SetName.FIREWALLED,
+    *(name for name in SetName if name not in (SetName.ALLOWED_SOURCES, SetName.FIREWALLED)),
+)
+
+
+class ServiceSets:
+    """All sets of one family."""
+
+    def __init__(self, family: Family, ipsets: IPSets) -> None:
+        self._family = family
+        self._ipsets = ipsets
+        self._entries: Entries = {}
+        self._to_compare: list[SetName] = []
+        self._compare_at = 0.0
+
+    def entries(self, name: SetName) -> set[str]:
+        """What a set is believed to hold."""
+        return self._entries[name]
+
+    def read(self) -> None:
+        """Make the sets that are not there, and read what the others hold."""
+        specs = {name: self._spec(name) for name in SetName}
+        for refused in self._ipsets.create(specs.values()):
+            if refused.errno != errno.EEXIST:
+                raise refused
+            self._replace(next(spec for spec in specs.values() if spec.name == refused.item))
+        self._entries = {name: {entry.text for entry in self._ipsets.contents(specs[name].name).entries} for name in SetName}
+
+    def add(self, added: Mapping[SetName, Iterable[str]]) -> list[tuple[str, str]]:
+        """Add entries; returns those refused, each with the reason."""
+        refused: list[ItemRefused] = []
+        for name in _ORDER:
+            wanted = set(added.get(name, ())) - self._entries[name]
+            if wanted:
+                errors = self._ipsets.add(name.of(self._family), wanted)
+                self._entries[name] |= wanted - {str(error.item) for error in errors}
+                refused += errors
+        return [(str(error.item), str(error)) for error in refused]
+
+    def remove(self, removed: Mapping[SetName, Iterable[str]]) -> None:
+        """Remove entries."""
+        for name in reversed(_ORDER):
+            gone = self._entries[name].intersection(removed.get(name, ()))
+            if gone:
+                for error in self._ipsets.remove(name.of(self._family), gone):
+                    raise error
+                self._entries[name] -= gone
+
+    def keep(self, wanted: Mapping[SetName, Iterable[str]]) -> None:
+        """Remove all entries but these."""
+        self.remove({name: entries - set(wanted.get(name, ())) for name, entries in self._entries.items()})
+
+    def differ(self) -> bool:
+        """Whether some set holds something else than was programmed: the number of entries each time, and them in turn."""
+        sizes = {size.name: size.elements for size in self._ipsets.sizes(_prefix(self._family))}
+        for name, entries in self._entries.items():
+            if name is not SetName.HEALTH_CHECK_PORTS and sizes.get(name.of(self._family)) != len(entries):
+                return True
+        start = time.monotonic()
+        if start < self._compare_at:
+            return False
+        self._to_compare = self._to_compare or list(self._entries)
+        name = self._to_compare.pop()
+        found = {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}
+        self._compare_at = start + _REST_PER_LOOK * (time.monotonic() - start)
+        return found != self._entries[name]
+
+    def _spec(self, name: SetName) -> SetSpec:
+        kind = SET_TYPES.get(name, "hash:ip,port")
+        limit = None if kind == "bitmap:port" else _MAX_ENTRIES
+        return SetSpec(name=name.of(self._family), type=kind, family=int(self._family), max_elements=limit)
+
+    def _replace(self, spec: SetSpec) -> None:
+        """A set of that name is there with other settings (kube-proxy's hold less): put ours in its place.
+
+        One of another type cannot be replaced as long as rules use it, and the refusal says so.
+        """
+        spare = replace(spec, name=f"{_prefix(self._family)}{_SPARE}")
+        self._ipsets.destroy([spare.name])
+        for error in self._ipsets.create([spare]):
+            raise error
+        self._ipsets.add(spare.name, [entry.text for entry in self._ipsets.contents(spec.name).entries])
+        self._ipsets.swap(spec.name, spare.name)
+        for error in self._ipsets.destroy([spare.name]):
+            raise error
+
+
+def _prefix(family: Family) -> str:
+    return "KUBE-" if family is Family.IPV4 else "KUBE-6-"
