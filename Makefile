@@ -2,8 +2,10 @@
 SHELL := /bin/bash
 MODE ?= iptables
 PYTHON := .venv/bin/python
+# IPVS mode runs in a VM where this kernel has no IPVS.
+RUN = PATH="$$PWD/.venv/bin:$$PATH" $(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm run --)
 
-.PHONY: help setup demo test lint unit kernel conformance controlplane e2e bench format clean
+.PHONY: help setup demo test lint unit kernel conformance ipvs controlplane e2e bench format clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -11,13 +13,13 @@ help: ## this list
 setup: ## system packages and .venv with the console script nodeproxy
 	@hack/setup.sh
 
-demo: setup ## a throw-away node: Services answered by rules that nodeproxy programmed (MODE=iptables)
-	@$(PYTHON) -m hack.demo --mode $(MODE)
+demo: setup ## a throw-away node: Services answered by what nodeproxy programmed (MODE=iptables|ipvs)
+	@$(RUN) python -m hack.demo --mode $(MODE)
 
 test: setup ## everything that is tested, a progress line per stage (under 15 minutes)
 	@hack/test.sh
 
-lint unit kernel conformance controlplane e2e: setup ## one stage of `make test`
+lint unit kernel conformance ipvs controlplane e2e: setup ## one stage of `make test`
 	@hack/test.sh $@
 
 bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)

@@ -7,14 +7,16 @@ export PATH="$PWD/.venv/bin:$PATH:/usr/sbin:/sbin"
 lint() {
   ruff check . && ruff format --check . && mypy && lint-imports
 }
-unit() { python -m pytest -q tests -m "not kernel and not controlplane"; }
-kernel() { python -m pytest -q tests -m "kernel and not controlplane" --ignore tests/conformance; }
-conformance() { python -m pytest -q tests/conformance; }
+unit() { python -m pytest -q tests -m "not kernel and not ipvs and not controlplane"; }
+kernel() { python -m pytest -q tests -m "kernel and not ipvs and not controlplane" --ignore tests/conformance; }
+conformance() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
+# On this kernel where it has IPVS, else in a VM.
+ipvs() { python -m hack.vm run -- python -m pytest -v -n 2 tests -m ipvs; }
 controlplane() { python hack/controlplane/build.py && python -m pytest -q tests/controlplane; }
 e2e() { python hack/controlplane/build.py && python -m pytest -q e2e; }
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(lint unit kernel conformance controlplane e2e)
+[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs controlplane e2e)
 begin=$SECONDS failed=() number=0
 for stage in "${stages[@]}"; do
   number=$((number + 1)) start=$SECONDS

@@ -5,13 +5,16 @@ Where the kernel has no IPVS, tests of that mode are skipped; `make ipvs` runs t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import pytest
 
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.ipvs import IPVS
 from nodeproxy.sandbox.agent import Variant
+
+Test = TypeVar("Test", bound=Callable[..., object])
 
 
 class Way(NamedTuple):
@@ -32,6 +35,12 @@ def lacks_ipvs() -> str:
     except KernelError as error:
         return f"{error} (`make ipvs` runs this test in a VM)"
     return ""
+
+
+def needs_ipvs(test: Test) -> Test:
+    """Decorator of a test that is about IPVS mode alone."""
+    reason = lacks_ipvs()
+    return pytest.mark.ipvs(pytest.mark.skipif(bool(reason), reason=reason)(test))
 
 
 def ipvs(*values: object, id: str | None = None) -> object:

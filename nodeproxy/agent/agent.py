@@ -13,6 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from nodeproxy.agent.backoff import Backoff
+from nodeproxy.agent.cleanup import remove_other_mode
 from nodeproxy.agent.config import AgentConfig, Mode
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.http import health_routes, metrics_routes, serving
@@ -105,6 +106,7 @@ class Agent:
                     self._run_source(source, sync),
                     self._follow_addresses(sync),
                     self._hold_collector(sync),
+                    self._remove_other_mode(sync),
                 )
             ]
             await stop.wait()
@@ -120,6 +122,11 @@ class Agent:
             except (SourceError, OSError) as error:
                 _log.error("source failed", error=str(error))
             await asyncio.sleep(backoff.next())
+
+    async def _remove_other_mode(self, sync: SyncLoop) -> None:
+        """Make before break: what another mode left stays until this one is programmed."""
+        await sync.first_sync.wait()
+        await remove_other_mode(self._mode)
 
     async def _hold_collector(self, sync: SyncLoop) -> None:
         """Until the first sync there is no garbage, only state: collecting would cost a fifth of the time to get there."""

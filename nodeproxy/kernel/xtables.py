@@ -79,8 +79,15 @@ class XTables:
         """
         if self.variant is Variant.LEGACY and table not in legacy_tables(self.family):
             return ""
+        return await self._save("--table", table, *(["--counters"] if counters else []))
+
+    async def save_all(self) -> str:
+        """Every table that exists, one after the other, in iptables-save format. Raises as `save`."""
+        return await self._save()
+
+    async def _save(self, *options: str) -> str:
         program = (await self.tools()).save
-        arguments = [program, "--table", table, *(["--counters"] if counters else [])]
+        arguments = [program, *options]
         status, output, stderr = await run_tool(arguments)
         if status != 0:
             message = " ".join(stderr.split())
@@ -99,13 +106,14 @@ class XTables:
             self._stamps = LegacyStamps(self.family) if self.variant is Variant.LEGACY else NftStamps()
         return self._stamps.read()
 
-    async def accepts(self, rule: str) -> bool:
-        """Whether program and kernel take a rule of the nat table: tried in a chain that nothing jumps to.
+    async def accepts(self, *rules: str) -> bool:
+        """Whether program and kernel take some rules of the nat table: tried in a chain that nothing jumps to.
 
-        The first transaction adds the rule, so that the kernel itself has seen it, the second removes chain and rule; if the
-        first is refused, in whatever words, nothing was made. Raises LockHeld, PermissionMissing, ToolMissing.
+        The first transaction adds the rules, so that the kernel itself has seen them, the second removes chain and rules; if
+        the first is refused, in whatever words, nothing was made. Raises LockHeld, PermissionMissing, ToolMissing.
         """
-        add = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-A {_PROBE_CHAIN} {rule}\nCOMMIT\n"
+        lines = "".join(f"-A {_PROBE_CHAIN} {rule}\n" for rule in rules)
+        add = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n{lines}COMMIT\n"
         remove = f"*nat\n:{_PROBE_CHAIN} - [0:0]\n-X {_PROBE_CHAIN}\nCOMMIT\n"
         try:
             await self.restore(add + remove)

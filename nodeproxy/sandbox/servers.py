@@ -18,6 +18,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from nodeproxy.sandbox import sctp
@@ -141,6 +142,8 @@ class EchoServers:
                 continue  # an ICMP error about an earlier answer
 
     def _add_sctp(self, where: Namespace, address: str, port: int, name: str) -> None:
+        if Path("/proc/net/sctp").exists():
+            raise OSError("this kernel's own SCTP is loaded and would answer before ours does: unload it (rmmod sctp)")
         key = (where.name, family_of(address))
         with self._lock:
             if key not in self._sctp:

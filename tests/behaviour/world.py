@@ -64,12 +64,17 @@ class World:
     """A sandbox, a manifest directory and an agent that reads it."""
 
     def __init__(
-        self, box: Sandbox, way: Way, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()
+        self,
+        box: Sandbox,
+        way: Way,
+        environment: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
+        manifests: Path | None = None,
     ) -> None:
         self.box = box
         self.way = way
-        self.manifests = box.directory / "manifests"
-        self.manifests.mkdir()
+        self.manifests = manifests or box.directory / "manifests"
+        self.manifests.mkdir(exist_ok=True)
         command = [*nodeproxy_command(AgentFlags(mode=way.mode), manifests=self.manifests, variant=way.variant), *flags]
         self.agent = AgentProcess(box, command, environment=environment)
 
@@ -132,6 +137,17 @@ class World:
                 return time.monotonic() - start
             time.sleep(0.02)
         raise AssertionError(f"not within {timeout} s: {what}\n{self.agent.log_tail()}")
+
+    def settle_as(self, before: Sequence[str], what: str, timeout: float = 6) -> None:
+        """Wait until the kernel holds what it held `before`."""
+        try:
+            self.settle(lambda: self.held() == before, what, timeout)
+        except AssertionError as error:
+            now = self.held()
+            differ = [f"- {line}" for line in before if line not in now] + [
+                f"+ {line}" for line in now if line not in before
+            ]
+            raise AssertionError("\n".join([what, *differ])) from error
 
     def metric(self, name: str) -> float:
         """The value of an agent's metric without labels."""

@@ -70,3 +70,10 @@ def netns() -> Iterator[NetworkNamespace]:
         yield namespace
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need IPVS or a dummy interface run where IPVS mode is tested, not where every test of them would skip."""
+    for item in items:
+        if {"ipvs", "dummy"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ipvs)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -29,15 +32,12 @@ from nodeproxy.kernel.netlink import Message, NetlinkSocket
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig
 from nodeproxy.programmer.ipvs.programmer import IpvsProgrammer
-from nodeproxy.programmer.ipvs.settings import IpvsSettings
+from nodeproxy.programmer.ipvs.settings import SCHEDULERS, IpvsSettings
 from nodeproxy.sandbox.namespace import Namespace, unique_stem
-from tests.ways import lacks_ipvs
+from nodeproxy.sandbox.pace import scaled
+from tests.ways import needs_ipvs
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.ipvs,
-    pytest.mark.skipif(bool(lacks_ipvs()), reason=lacks_ipvs() or "runs"),
-]
+pytestmark = pytest.mark.kernel
 
 CONFIG = ProgrammerConfig((Family.IPV4,), LocalDetector(), {Family.IPV4: NodePortAddresses()})
 NOTHING = Delta(rows={}, health_checks={})
@@ -109,6 +109,7 @@ def cost_of_a_change(namespace: Namespace, services: int, monkeypatch: pytest.Mo
     return found
 
 
+@needs_ipvs
 def test_a_change_lists_nothing_and_sends_the_same_among_few_and_many(monkeypatch: pytest.MonkeyPatch) -> None:
     with Namespace(f"{unique_stem()}-ipvs") as namespace:
         namespace.ip(["link set lo up", "addr add 192.0.2.1/24 dev lo"])
@@ -119,6 +120,7 @@ def test_a_change_lists_nothing_and_sends_the_same_among_few_and_many(monkeypatc
     assert few.total() == 4, few  # one real server added and one drained, in two virtual servers
 
 
+@needs_ipvs
 def test_more_addresses_than_fit_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A restart among many Services finds everything in its place and changes nothing."""
 
@@ -141,3 +143,39 @@ def test_more_addresses_than_fit_one_listing(monkeypatch: pytest.MonkeyPatch) ->
     assert VirtualServer(4, "tcp", "192.0.2.1", 20299) in servers
     changes = Counter({what: count for what, count in sent.items() if not what.startswith("listing")})
     assert changes.total() <= 24, changes  # sets and the interface are asked for by making them
+
+
+@needs_ipvs
+def test_every_scheduler_forwards() -> None:
+    """Each on its own, with connections to a service on the node itself."""
+
+    def connect() -> bytes:
+        with socket.create_connection(("10.96.0.1", 80), timeout=scaled(2)) as connection:
+            return connection.recv(10)
+
+    async def run(scheduler: str) -> str:
+        programmer = IpvsProgrammer(CONFIG, IpvsSettings(scheduler=scheduler), Variant.NFT)
+        await programmer.prepare()
+        one = row(0, "192.0.2.1")
+        assert (await programmer.apply(ForwardingTable({one.key: one}, {}), NOTHING)).refused == {}
+        with IPVS() as ipvs:
+            found = ipvs.virtual_servers()[VirtualServer(4, "tcp", "10.96.0.1", 80)].scheduler
+        assert await asyncio.to_thread(connect) == b"here"
+        assert not await programmer.audit()
+        return found
+
+    with Namespace(f"{unique_stem()}-ipvs") as namespace:
+        namespace.ip(["link set lo up", "addr add 192.0.2.1/24 dev lo"])
+        with namespace.run(socket.create_server, ("192.0.2.1", 8080)) as listener:
+            threading.Thread(target=answer_all, args=(listener,), daemon=True).start()
+            for scheduler in SCHEDULERS:
+                assert namespace.run(lambda: asyncio.run(run(scheduler))) == scheduler  # noqa: B023 - run at once
+
+
+def answer_all(listener: socket.socket) -> None:
+    """Say "here" to everybody, until the listener is closed."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            connection.sendall(b"here")
+            connection.close()

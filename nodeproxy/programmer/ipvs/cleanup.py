@@ -14,6 +14,12 @@ from nodeproxy.programmer.ipvs.names import DEVICE, SetName
 from nodeproxy.programmer.ipvs.places import OURS
 
 
+def has_traces() -> bool:
+    """Whether IPVS mode left anything here: the interface tells."""
+    with Links() as links:
+        return links.link_index(DEVICE) is not None
+
+
 def remove_from_kernel() -> list[str]:
     """Remove everything but rules, which must be gone already; returns what could not be removed, and why.
 

@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from nodeproxy.kernel.errors import LockHeld
 from nodeproxy.kernel.xtables import ChangeStamp, XTables
 from nodeproxy.programmer.rules.common import RANDOM_FULLY, Features
-from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_save
+from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_tables
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +40,8 @@ class KernelTables:
             before_sleep=_say_waiting,
         ):
             with attempt:
+                if await self.xtables.accepts(RANDOM_FULLY, hairpin):
+                    return Features()
                 await self.xtables.restore("".join(f"*{table}\nCOMMIT\n" for table in self._tables))
                 return Features(
                     random_fully=await self.xtables.accepts(RANDOM_FULLY), bpf=await self.xtables.accepts(hairpin)
@@ -48,7 +50,8 @@ class KernelTables:
 
     async def read(self) -> Snapshots:
         """The tables as they are."""
-        return {table: parse_save(await self.xtables.save(table), table) for table in self._tables}
+        found = parse_tables(await self.xtables.save_all())
+        return {table: found.get(table, TableSnapshot({}, frozenset())) for table in self._tables}
 
     async def restore(self, text: str, *, after_read: bool) -> None:
         """Carry out a transaction. `after_read`: the tables were just read, so what others changed before is known."""
