@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
+from nodeproxy.kernel.address_text import address_text
 from nodeproxy.kernel.errors import RequestRefused
 from nodeproxy.kernel.netlink import NETLINK_ROUTE, NLM_F_DUMP, NetlinkSocket, attributes
 
@@ -314,4 +315,4 @@ def _decode(data: bytes, start: int, end: int) -> LocalAddress | None:
     if raw is None:
         return None
     tentative = bool(flags & _IFA_F_TENTATIVE)
-    return LocalAddress(socket.inet_ntop(family, raw), prefix_length, index, scope == _SCOPE_LINK, tentative)
+    return LocalAddress(address_text(raw), prefix_length, index, scope == _SCOPE_LINK, tentative)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from nodeproxy.kernel.address_text import address_text
 from nodeproxy.kernel.errors import FeatureMissing, ItemRefused, RequestRefused
 from nodeproxy.kernel.netlink import (
     NETLINK_NETFILTER,
@@ -177,7 +178,7 @@ def _both_tuples(address_bytes: int) -> struct.Struct:
 
 def _decode(messages: Iterator[tuple[bytes, int, int]], family: int, wanted: _Wanted) -> Iterator[Flow]:
     """Unpack both tuples of each message at once where they have the usual layout, else look for each attribute."""
-    address_family, _, _, address_bytes = _FAMILIES[family]
+    _, _, _, address_bytes = _FAMILIES[family]
     both = _both_tuples(address_bytes)
     size = both.size
     unpack = both.unpack_from
@@ -185,7 +186,7 @@ def _decode(messages: Iterator[tuple[bytes, int, int]], family: int, wanted: _Wa
     number_is_one_byte, port_is_two_bytes = struct.pack("=HH", 5, _CTA_PROTO_NUM), struct.pack("=HH", 6, _CTA_PROTO_SRC_PORT)
     zone_attribute = struct.Struct("=4sH").unpack_from  # next after the tuples, unless it is the default zone
     zone_header = struct.pack("=HH", 6, _CTA_ZONE)
-    texts = _AddressTexts(address_family)
+    texts = _AddressTexts()
     new = tuple.__new__
     for data, start, end in messages:
         at = start + 4  # nfgenmsg
@@ -227,20 +228,16 @@ def _decode(messages: Iterator[tuple[bytes, int, int]], family: int, wanted: _Wa
 class _AddressTexts(dict[bytes, str]):
     """Texts of packed addresses, kept while there are few: most flows share their ends with others."""
 
-    def __init__(self, address_family: int) -> None:
-        super().__init__()
-        self._address_family = address_family
-
     def __missing__(self, packed: bytes) -> str:
         if len(self) > 65536:
             self.clear()
-        text = self[packed] = socket.inet_ntop(self._address_family, packed)
+        text = self[packed] = address_text(packed)
         return text
 
 
 def _decode_slowly(data: bytes, start: int, end: int, family: int, wanted: _Wanted) -> Iterator[Flow]:
     """Decode attribute by attribute; nothing for an entry without ports (ICMP and the like)."""
-    address_family, source_kind, destination_kind, _ = _FAMILIES[family]
+    _, source_kind, destination_kind, _ = _FAMILIES[family]
     tuples: dict[int, dict[tuple[int, int], bytes]] = {}
     zone = 0
     for kind, first, last in attributes(data, start, end):
@@ -260,7 +257,7 @@ def _decode_slowly(data: bytes, start: int, end: int, family: int, wanted: _Want
             port = tuples.get(kind, {}).get((_CTA_TUPLE_PROTO, port_kind))
             if address is None or port is None:
                 return
-            ends += [socket.inet_ntop(address_family, address), int.from_bytes(port, "big")]
+            ends += [address_text(address), int.from_bytes(port, "big")]
     original = tuples[_CTA_TUPLE_ORIG]
     protocol = original[_CTA_TUPLE_PROTO, _CTA_PROTO_NUM][0]
     if (

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Final
 
+from nodeproxy.kernel.address_text import address_text
 from nodeproxy.kernel.netlink import NLA_F_NESTED, NLA_F_NET_BYTEORDER, attribute, attributes
 
 NFNL_SUBSYS_IPSET: Final = 6
@@ -279,7 +280,7 @@ def _decode_entry(data: bytes, start: int, end: int) -> Entry:
 
 def _decode_address(nested: bytes, prefix: bytes | None) -> str:
     family = socket.AF_INET if len(nested) == 8 else socket.AF_INET6
-    text = socket.inet_ntop(family, nested[4:])
+    text = address_text(nested[4:])
     whole = 32 if family == socket.AF_INET else 128
     return text if prefix is None or prefix[0] == whole else f"{text}/{prefix[0]}"
 

@@ -13,6 +13,7 @@ import struct
 import sys
 from typing import Final
 
+from nodeproxy.kernel.address_text import address_text
 from nodeproxy.kernel.ipvs_types import (
     AddRealServer,
     AddVirtualServer,
@@ -266,7 +267,7 @@ class Decoder:
                     settings = self._settings[key] = _decode_settings(_values(raw, 0, len(raw)), af)
                 if settings is not None:
                     family = _FAMILY_OF[af]
-                    address = socket.inet_ntop(af, packed if family == 6 else packed[:4])
+                    address = address_text(packed if family == 6 else packed[:4])
                     name = _PROTOCOL_NAMES.get(protocol) or str(protocol)
                     return VirtualServer(family, name, address, int.from_bytes(port, "big")), settings
         return _decode_service_slowly(data, start, end)
@@ -280,7 +281,7 @@ class Decoder:
                 inactive, persistent, family_header, af,
             ) = _DEST.unpack_from(data, start)  # fmt: skip
             if (addr_header, port_header, method_header, weight_header, active_header, family_header) == _DEST_HEADERS:
-                address = socket.inet_ntop(af, packed if af == socket.AF_INET6 else packed[:4])
+                address = address_text(packed if af == socket.AF_INET6 else packed[:4])
                 real = RealServer(address, int.from_bytes(port, "big"))
                 return RealServerState(real, weight, active, inactive, persistent, method == 0)
         return _decode_dest_slowly(data, start, end)
@@ -306,7 +307,7 @@ def _decode_service_slowly(data: bytes, start: int, end: int) -> tuple[VirtualSe
     if family is None or _SVC_ADDR not in values or settings is None:
         return None
     protocol = _number(values.get(_SVC_PROTOCOL))
-    address = socket.inet_ntop(af, values[_SVC_ADDR][: _PREFIX_LENGTH[family] // 8])
+    address = address_text(values[_SVC_ADDR][: _PREFIX_LENGTH[family] // 8])
     port = int.from_bytes(values.get(_SVC_PORT, b""), "big")
     return VirtualServer(family, _PROTOCOL_NAMES.get(protocol) or str(protocol), address, port), settings
 
@@ -333,7 +334,7 @@ def _decode_dest_slowly(data: bytes, start: int, end: int) -> RealServerState:
     values = _nested(data, start, end, _ATTR_DEST)
     packed = values.get(_DEST_ADDR, b"").ljust(16, b"\0")
     af = _number(values.get(_DEST_ADDR_FAMILY)) or (socket.AF_INET6 if any(packed[4:]) else socket.AF_INET)
-    address = socket.inet_ntop(af, packed if af == socket.AF_INET6 else packed[:4])
+    address = address_text(packed if af == socket.AF_INET6 else packed[:4])
     real = RealServer(address, int.from_bytes(values.get(_DEST_PORT, b""), "big"))
     kinds = (_DEST_WEIGHT, _DEST_ACTIVE, _DEST_INACTIVE, _DEST_PERSISTENT, _DEST_FWD_METHOD)
     weight, active, inactive, persistent, method = (_number(values.get(kind)) for kind in kinds)

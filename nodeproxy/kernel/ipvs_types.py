@@ -24,7 +24,7 @@ class Flag(IntFlag):
 
 class VirtualServer(Struct, frozen=True, gc=False):
     """Which virtual server. `family` is 4 or 6, `protocol` tcp, udp or sctp (a number as text where the kernel lists another
-    one), `address` text as inet_ntop writes it, `port` 0 to 65535 (0: all ports, for persistent ones)."""
+    one), `address` text as `ipaddress` writes it, `port` 0 to 65535 (0: all ports, for persistent ones)."""
 
     family: int
     protocol: str

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, Self
 
+from nodeproxy.kernel.address_text import address_text
 from nodeproxy.kernel.errors import FeatureMissing, ItemRefused, KernelError, RequestRefused
 from nodeproxy.kernel.netlink import (
     NETLINK_ROUTE,
@@ -144,7 +145,7 @@ class Links:
             values = {kind: data[first:last] for kind, first, last in attributes(data, start + _IFADDRMSG.size, end)}
             packed = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
             if packed:
-                yield socket.inet_ntop(family, packed)
+                yield address_text(packed)
 
     def _change(self, kind: int, index: int, addresses: Iterable[str], ignore: int) -> list[ItemRefused]:
         adding = kind == _RTM_NEWADDR

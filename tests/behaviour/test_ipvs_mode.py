@@ -230,6 +230,7 @@ DAMAGES: dict[str, Damage] = {
     "the interface deleted": _run("ip", "link", "delete", "kube-ipvs0"),
     "an address deleted": _run("ip", "address", "delete", f"{CLUSTER_IP}/32", "dev", "kube-ipvs0"),
     "a set flushed": _run("ipset", "flush", "KUBE-CLUSTER-IP"),
+    "the set of addresses flushed": _run("ipset", "flush", "KUBE-IPVS-IPS"),
     "an entry exchanged": _run(
         "bash", "-c", f"ipset del KUBE-CLUSTER-IP {OTHER_IP},tcp:80; ipset add KUBE-CLUSTER-IP 1.2.3.4,tcp:80"
     ),
@@ -267,6 +268,10 @@ def test_a_refused_service_port_holds_up_no_other(world: World) -> None:
         world.put("other", service("other", cluster_ip=OTHER_IP), endpoint_slice([POD_B, "100.64.0.3"], "other"))
         world.settle(lambda: world.metric("nodeproxy_refused_service_ports") == 1, "refused again")
         assert serves(world, OTHER_IP) == {"b"}
+        world.put("other", service("other", cluster_ip=OTHER_IP), endpoint_slice(["100.64.0.3"], "other"))
+        world.put("web", service(), endpoint_slice([POD_B]))
+        world.settle(lambda: serves(world) == {"b"}, "others are programmed")
+        assert serves(world, OTHER_IP) == {"b"}, "what was programmed of the refused one stays"
 
 
 @in_ipvs_mode

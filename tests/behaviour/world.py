@@ -119,9 +119,8 @@ class World:
         lines = sorted(rule for table in tables for rule in self.rules(table))
         if self.way.mode == "ipvs":
             lines += self.virtual_servers()
-            lines += sorted(
-                self.box.node.command(["ip", "-o", "address", "show", "dev", "kube-ipvs0"], check=False).stdout.splitlines()
-            )
+            shown = self.box.node.command(["ip", "-o", "address", "show", "dev", "kube-ipvs0"], check=False).stdout
+            lines += sorted(line.split()[3] for line in shown.splitlines())
             lines += sorted(self.box.node.command(["ipset", "save"]).stdout.splitlines())
         return lines
 

@@ -192,6 +192,7 @@ class FamilyProgrammer:
         places = {place: wanted.server(place) for place in change.places}
         for place, reason in self._servers.raise_up(places).items():
             _note(refused, wanted.row_at(place), reason)
+            change.places.discard(place)  # what it has now, it keeps
         for text, reason in self._sets.add(change.added):
             _note(refused, _row_of_entry(wanted, text, self.family), reason)
         return refused

@@ -74,7 +74,7 @@ class VirtualServers:
         self._ipvs = ipvs
         self._programmed: dict[VirtualServer, Programmed] = {}
         self._draining: set[VirtualServer] = set()
-        self._foreign = 0
+        self._others = 0
         self._list_at = 0.0
         self._to_compare: list[VirtualServer] = []
 
@@ -93,18 +93,19 @@ class VirtualServers:
         """Addresses of virtual servers that are not wanted, and still there."""
         return {server.address for server in self._draining if not self._programmed[server].wanted}
 
-    def read(self, owned_addresses: Collection[str], wanted: Collection[VirtualServer] = ()) -> None:
-        """Take stock of the kernel's virtual servers: ours (by flag, or at an address that is ours) and wanted ones."""
+    def read(self, owned_addresses: Collection[str]) -> None:
+        """Take stock of the kernel's virtual servers that are ours: by their flag, or at an address that is ours."""
         listed = self._list()
-        ours = {
-            server: settings
-            for server, settings in listed.items()
-            if settings.flags & OURS or server.address in owned_addresses or server in wanted
-        }
-        self._foreign = len(listed) - len(ours)
         self._programmed.clear()
         self._draining.clear()
-        self._note(ours)
+        self._note(
+            {
+                server: settings
+                for server, settings in listed.items()
+                if settings.flags & OURS or server.address in owned_addresses
+            }
+        )
+        self._others = self._count(listed) - len(self._programmed)
 
     def raise_up(self, wanted: Wanted) -> Refusals:
         """Add what is wanted and not there: virtual servers, settings, real servers. Nothing is taken away.
@@ -154,14 +155,15 @@ class VirtualServers:
     def differ(self) -> bool:
         """Whether the kernel holds something else than was programmed. Spread over calls: costs about 1% of a core."""
         start = time.monotonic()
-        count = self._ipvs.count_ipv4() if self._family == 4 else len(self._programmed) + self._foreign
-        if count != len(self._programmed) + self._foreign or start >= self._list_at:
+        # The kernel counts IPv4 virtual servers at no cost; for IPv6 there is only the list.
+        uncounted = self._family == 4 and self._ipvs.count_ipv4() != len(self._programmed) + self._others
+        if uncounted or start >= self._list_at:
             listed = self._list()
             took = time.monotonic() - start
             self._list_at = start + max(_LISTING_PERIOD_SECONDS, took * _REST_PER_LISTING)
             if any(listed.get(server) != have.settings for server, have in self._programmed.items()):
                 return True
-            self._foreign = len(listed) - len(self._programmed)
+            self._others = self._count(listed) - len(self._programmed)
         until = time.monotonic() + _COMPARE_SECONDS
         while time.monotonic() < until:
             if not self._to_compare:
@@ -243,13 +245,17 @@ class VirtualServers:
         del self._programmed[server]
         address = ipaddress.ip_address(server.address)
         if any(address in network(cidr) for cidr in self._settings.exclude_cidrs):
-            self._foreign += 1
+            self._others += 1
         else:
             yield DeleteVirtualServer(server)
 
     def _list(self) -> dict[VirtualServer, VirtualServerSettings]:
         listed = self._ipvs.virtual_servers()
         return {server: settings for server, settings in listed.items() if server.family == self._family}
+
+    def _count(self, listed: Collection[VirtualServer]) -> int:
+        """How many there are. What is by firewall mark is counted, but not listed."""
+        return self._ipvs.count_ipv4() if self._family == 4 else len(listed)
 
     def _note(self, listed: Mapping[VirtualServer, VirtualServerSettings]) -> None:
         """Remember virtual servers as the kernel has them. What somebody set that we never set is put right here."""
@@ -278,7 +284,7 @@ class VirtualServers:
             self._draining.discard(server)
         listed = self._list()
         self._note({server: listed[server] for server in asked if server in listed})
-        self._foreign = len(listed) - len(self._programmed)
+        self._others = self._count(listed) - len(self._programmed)
 
     def _as_believed(self, server: VirtualServer, have: Programmed) -> bool:
         states = {state.server: state.weight for state in self._ipvs.real_servers(server)}

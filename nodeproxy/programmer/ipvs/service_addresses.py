@@ -38,10 +38,11 @@ class ServiceAddresses:
     def add(self, addresses: Iterable[str]) -> list[tuple[str, str]]:
         """Add addresses; returns those refused, each with the reason. The set comes first: it keeps the node's processes
         from being reached."""
-        wanted = set(addresses) - self._present
-        refused = self._sets.add({SetName.SERVICE_ADDRESSES: wanted}) if wanted else []
-        errors = self._links.add_addresses(self._index, wanted) if wanted else []
-        self._present |= wanted - {str(error.item) for error in errors}
+        wanted = set(addresses)
+        refused = self._sets.add({SetName.SERVICE_ADDRESSES: wanted})
+        missing = wanted - self._present
+        errors = self._links.add_addresses(self._index, missing) if missing else []
+        self._present |= missing - {str(error.item) for error in errors}
         return [*refused, *((str(error.item), str(error)) for error in errors)]
 
     def remove(self, addresses: Iterable[str]) -> None:
