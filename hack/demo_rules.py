@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from contextlib import suppress
 
+from nodeproxy.kernel.errors import KernelError
+from nodeproxy.kernel.ipvs import IPVS
 from nodeproxy.sandbox.namespace import Namespace
 
 SHOWN = 40  # lines
@@ -14,9 +16,9 @@ _HOOKS = ("PREROUTING", "OUTPUT")
 
 def excerpt(node: Namespace, words: Sequence[str]) -> tuple[str, list[str]]:
     """A title and the lines about a Service, found by words such as its addresses and its name."""
-    virtual = node.run(_virtual_servers)
-    if any(line.startswith(("TCP", "UDP", "SCTP")) for line in virtual):
-        return "/proc/net/ip_vs of the node", virtual[:SHOWN]
+    servers = node.run(_virtual_servers, words)
+    if servers:
+        return "the virtual servers of shop/web, as ipvsadm -Ln would list them", servers[:SHOWN]
     for variant in ("nft", "legacy"):
         saved = node.command([f"iptables-{variant}-save", "-t", "nat"]).stdout.splitlines()
         lines = by_chain(about([line for line in saved if line.startswith("-A ")], words))
@@ -39,9 +41,18 @@ def by_chain(rules: Iterable[str]) -> list[str]:
     return lines[:SHOWN] + (["    …"] if len(lines) > SHOWN else [])
 
 
-def _virtual_servers() -> list[str]:
-    table = Path("/proc/thread-self/net/ip_vs")
-    return table.read_text().splitlines() if table.exists() else []
+def _virtual_servers(words: Sequence[str]) -> list[str]:
+    """Virtual servers whose address or port is among the words, each with its real servers. Runs in the node."""
+    lines: list[str] = []
+    with suppress(KernelError), IPVS() as ipvs:
+        for server, settings in ipvs.virtual_servers().items():
+            if {server.address, str(server.port)} & set(words):
+                lines.append(f"{server.protocol.upper()}  {server.address}:{server.port} {settings.scheduler}")
+                for real in ipvs.real_servers(server):
+                    counts = f"{real.weight:<6} {real.active_connections:<10} {real.inactive_connections}"
+                    lines.append(f"  -> {real.server!s:<26} Masq    {counts}")
+    head = ["Prot LocalAddress:Port Scheduler Flags", "  -> RemoteAddress:Port         Forward Weight ActiveConn InActConn"]
+    return [*head, *lines] if lines else []
 
 
 def _chain(line: str) -> str:

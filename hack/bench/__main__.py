@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,19 @@ from rich.console import Console
 from hack.bench import plot, report
 from hack.bench.agents import Contender, KubeProxy, Nodeproxy
 from hack.bench.connecting import ConnectPlan, ConnectScenario
-from hack.bench.feeds import open_feed, shape_of
+from hack.bench.feeds import SOURCES, ApiServerFeed, Feed, open_feed, shape_of
 from hack.bench.profiled import print_top
 from hack.bench.results import Machine, Report, Run
 from hack.bench.scenarios import PODS, Plan, measure_all, warm_up
 from hack.controlplane.build import BuildError, binary
 from hack.controlplane.processes import StartError
+from nodeproxy.kernel.errors import KernelError
+from nodeproxy.kernel.ipvs import IPVS
 from nodeproxy.sandbox.agent import Variant
 from nodeproxy.sandbox.namespace import NamespaceError
+from nodeproxy.sandbox.pace import factor, scaled
+
+_TIMEOUTS = {"iptables": 300.0, "ipvs": 900.0}
 
 
 class Words(click.ParamType[list[str]]):
@@ -46,14 +52,30 @@ class Words(click.ParamType[list[str]]):
         return words
 
 
+class Sizes(click.ParamType[list[int]]):
+    """Some numbers from 1 on, separated by commas: each once, the least first."""
+
+    name = "number,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            numbers = sorted({int(part) for part in str(value).split(",")})
+        except ValueError:
+            numbers = []
+        if not numbers or numbers[0] < 1:
+            self.fail(f"{value}: numbers from 1 on, separated by commas", param, ctx)
+        return numbers
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The command line."""
 
-    services: int
+    mode: str
+    services: list[int]
     endpoints: int
     changes: int
-    variants: list[Variant]
+    variants: list[Variant] | None
     sources: list[str]
     peers: tuple[str, ...]
     scenarios: list[str]
@@ -62,27 +84,41 @@ class Options:
     connections: int
     idle_seconds: float
     rounds: int
-    timeout: float
+    timeout: float | None
     floor: bool
     profile: bool
     json_file: Path | None
     plot_file: Path | None
+
+    @property
+    def periodic(self) -> bool:
+        """Whether agents sync every now and then, as by default: while idling, that is what they do."""
+        return "idle" in self.scenarios
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"max_content_width": 110, "show_default": True})
-@click.option("--services", default=5000, help="How many Services.")
+@click.option(
+    "--mode", type=click.Choice(["iptables", "ipvs"]), default="iptables", help="The mode of all that are compared."
+)
+@click.option("--services", type=Sizes(), default="5000", help="How many Services; one run for each of several numbers.")
 @click.option("--endpoints", default=10, help="How many endpoints each.")
 @click.option("--changes", default=15, help="How many times an endpoint is moved, one at a time.")
-@click.option("--variants", type=Words(("legacy", "nft")), default="legacy,nft", help="Which iptables, in turn.")
+@click.option(
+    "--variants",
+    type=Words(("legacy", "nft")),
+    show_default="legacy,nft; nft in IPVS mode, which has few rules",
+    help="Which iptables, in turn.",
+)
 @click.option(
     "--source",
     "sources",
-    type=Words(("manifests", "apiserver")),
+    type=Words(SOURCES),
     default="manifests",
-    help="Where nodeproxy gets the state from; one run for each. kube-proxy always uses the API server.",
+    help="Where the state comes from; one run for each. static is an API server that needs no etcd and is filled in "
+    "seconds. kube-proxy cannot use manifests: it then gets an API server.",
 )
 @click.option(
     "--peer",
@@ -96,15 +132,22 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "scenarios",
     type=Words(("sync", "idle", "connect")),
     default="sync",
-    help="sync: first sync and changes; idle: CPU while nothing changes; connect: latency of connect().",
+    help="sync: first sync and changes; idle: CPU while nothing changes; connect: latency of connect(). Without idle, "
+    "periodic syncs are put off, so that they are not counted with changes.",
 )
 @click.option("--connect", is_flag=True, help="The connect scenario besides the others.")
 @click.option("--connect-services", type=(int, int), default=(10, 10_000), help="Few and many Services to connect among.")
 @click.option("--connections", default=2000, help="Connections to each address in the connect scenario.")
 @click.option("--idle-seconds", default=60.0, help="How long the idle scenario watches.")
 @click.option("--rounds", default=1, help="How many times everything but connect is repeated.")
-@click.option("--timeout", default=300.0, help="Seconds that a first sync may take.")
-@click.option("--floor", is_flag=True, help="Time iptables-restore alone with the same rules, too.")
+@click.option(
+    "--timeout",
+    type=float,
+    show_default="300; 900 in IPVS mode",
+    help="Seconds that a first sync may take, on a machine of usual speed. A slow one gets several times as many: in an "
+    "emulated VM, where kube-proxy may take more than an hour for 5000 Services in IPVS mode, the default is three hours.",
+)
+@click.option("--floor", is_flag=True, help="Time iptables-restore alone with the same rules, too (iptables mode only).")
 @click.option("--profile", is_flag=True, help="Run nodeproxy under cProfile and print what took longest. Slows it down.")
 @click.option("--json", "json_file", type=_FILE, help="Write all samples here.")
 @click.option("--plot", "plot_file", type=_FILE, help="Write a bar chart (SVG) here.")
@@ -114,8 +157,10 @@ def main(**values: Any) -> None:
         raise click.ClickException("needs root: programs a real kernel in network namespaces")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that everything is cleaned up
     options = Options(**values)
+    if options.mode == "ipvs":
+        _require_ipvs()
     result = _new_report(options)
-    peers = _peers(options.peers)
+    peers = _peers(options)
     with tempfile.TemporaryDirectory(prefix="nodeproxy-bench-profile-") as directory:
         bench = _Bench(options, result, peers, Path(directory) / "profile" if options.profile else None)
         if {"sync", "idle"} & set(options.scenarios):
@@ -140,44 +185,51 @@ class _Bench:
         self._result = result
         self._peers = peers
         self._profile = profile
-        self._ours = Nodeproxy(profile)
+        self._ours = Nodeproxy(options.mode, periodic=options.periodic, profile=profile)
+        self._variants: list[Variant] = options.variants or (["nft"] if options.mode == "ipvs" else ["legacy", "nft"])
+        self._timeout = scaled(options.timeout or _TIMEOUTS[options.mode])
         self._started = time.monotonic()
 
     def run(self) -> None:
         """First sync, changes, idle. Manifests come first: the API server then is not there to take processor time."""
+        for source, contenders in self._contenders().items():
+            with closing(open_feed(source, PODS[0])) as feed:
+                for contender in contenders:
+                    self.say(f"{source}: warming up {contender.name}")
+                    warm_up(contender, feed, self._variants[0], self._timeout, self.say)
+                there = 0
+                for services in self._options.services:
+                    self.say(f"{source}: making {services} Services x {self._options.endpoints} endpoints")
+                    feed.add(shape_of(services - there, self._options.endpoints, first=there))
+                    there = services
+                    self._measure(contenders, feed, services)
+
+    def _measure(self, contenders: list[Contender], feed: Feed, services: int) -> None:
         options = self._options
         plan = Plan(
-            shape=shape_of(options.services, options.endpoints),
+            shape=shape_of(services, options.endpoints),
             changes=options.changes if "sync" in options.scenarios else 0,
             idle=options.idle_seconds if "idle" in options.scenarios else 0.0,
             floor=options.floor,
-            timeout=options.timeout,
+            timeout=self._timeout,
         )
-        for source, contenders in self._contenders().items():
-            self.say(f"{source}: making {options.services} Services x {options.endpoints} endpoints")
-            feed = open_feed(source, plan.shape, PODS[0])
-            try:
-                for contender in contenders:
-                    warm_up(contender, feed, options.timeout)
-                for _ in range(options.rounds):
-                    for run in measure_all(contenders, feed, options.variants, plan, self.say):
-                        self._result.runs.append(run)
-                        self._show_profile(run)
-            finally:
-                feed.close()
+        for _ in range(options.rounds):
+            for run in measure_all(contenders, feed, self._variants, plan, self.say):
+                self._result.runs.append(run)
+                self._show_profile(run)
 
     def connect(self) -> None:
-        """Latency of connect(). nodeproxy's rules do not depend on the source: one is enough."""
+        """Latency of connect(). What is in the kernel does not depend on the source: one is enough."""
         options = self._options
         few, many = options.connect_services
-        plan = ConnectPlan(few=few, many=many, connections=options.connections, timeout=options.timeout)
+        plan = ConnectPlan(few=few, many=many, connections=options.connections, timeout=self._timeout)
         ours = options.sources[0]
         with ConnectScenario(plan, self.say) as scenario:
-            if self._peers and ours != "apiserver":
-                scenario.program([self._ours], ours, options.variants)
-                scenario.program(self._peers, "apiserver", options.variants)
+            if self._peers and ours not in KubeProxy.sources:
+                scenario.program([self._ours], ours, self._variants)
+                scenario.program(self._peers, ApiServerFeed.name, self._variants)
             else:
-                scenario.program([self._ours, *self._peers], ours, options.variants)
+                scenario.program([self._ours, *self._peers], ours, self._variants)
             self.say(f"connecting {options.connections} times to each address")
             self._result.connect = scenario.measure()
 
@@ -187,13 +239,11 @@ class _Bench:
         print(f"[{time.monotonic() - self._started:6.1f} s] {first_line}", file=sys.stderr, flush=True)
 
     def _contenders(self) -> dict[str, list[Contender]]:
-        """Who runs from which source."""
-        sources = self._options.sources
-        found: dict[str, list[Contender]] = {
-            source: [self._ours] for source in ("manifests", "apiserver") if source in sources
-        }
+        """Who runs from which source: kube-proxy from each that it can use, or else from an API server."""
+        found: dict[str, list[Contender]] = {source: [self._ours] for source in SOURCES if source in self._options.sources}
         if self._peers:
-            found.setdefault("apiserver", []).extend(self._peers)
+            for source in [source for source in found if source in KubeProxy.sources] or [ApiServerFeed.name]:
+                found.setdefault(source, []).extend(self._peers)
         return found
 
     def _show_profile(self, run: Run) -> None:
@@ -203,13 +253,22 @@ class _Bench:
             self._profile.unlink()
 
 
-def _peers(paths: Sequence[str]) -> list[Contender]:
+def _require_ipvs() -> None:
+    try:
+        with IPVS() as ipvs:
+            ipvs.require()
+    except KernelError as error:
+        command = shlex.join(["python", "-m", "hack.vm", "run", "--", "python", "-m", "hack.bench", *sys.argv[1:]])
+        raise click.ClickException(f"{error}\nIn a VM that has it: {command}") from error
+
+
+def _peers(options: Options) -> list[Contender]:
     made: list[Contender] = []
-    for path in paths:
+    for path in options.peers:
         program = binary("kube-proxy") if path == "built" else Path(path).absolute()
         if not os.access(program, os.X_OK):
             raise click.BadParameter(f"{path} is not a program", param_hint="--peer")
-        made.append(KubeProxy(program))
+        made.append(KubeProxy(options.mode, program, periodic=options.periodic))
     return made
 
 
@@ -229,7 +288,9 @@ def _new_report(options: Options) -> Report:
             iptables=version,
             python=platform.python_version(),
             load_average=round(os.getloadavg()[0], 2),
+            time_factor=round(factor(), 1),
         ),
+        mode=options.mode,
         services=options.services,
         endpoints=options.endpoints,
     )

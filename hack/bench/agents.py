@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from hack.bench.feeds import NODE, Feed
+from hack.bench.feeds import NODE, SOURCES, Feed
 from nodeproxy.sandbox.agent import (
     HEALTHZ,
     METRICS,
@@ -24,18 +24,30 @@ from nodeproxy.sandbox.agent import (
     http_get,
     variant_environment,
 )
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
 
 _LAST_SYNC: Final = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
-_FLAGS: Final = AgentFlags(hostname=NODE)
+_RARELY = "24h"
+_HTTP_TIMEOUT = 5.0
+_LEAST_PAUSE, _PAUSE_SHARE = 0.02, 0.01
+_STOP_TIMEOUT = 20.0
 
 
 class Contender(ABC):
-    """A program to be measured, as it is started on a node."""
+    """A program to be measured, as it is started on a node, in one mode.
+
+    `periodic`: it syncs every now and then as by default. Else it does so too rarely to be seen: what it then uses would be
+    taken for that of a change.
+    """
 
     name: str
     program: str
     sources: Sequence[str]
+
+    def __init__(self, mode: str, *, periodic: bool = False) -> None:
+        self.mode = mode
+        self.periodic = periodic
 
     @abstractmethod
     def command(self, feed: Feed, variant: Variant) -> list[str]:
@@ -49,22 +61,27 @@ class Contender(ABC):
         """What it finds in its environment: `iptables` is of the variant."""
         return variant_environment(box, variant)
 
+    def flags(self, feed: Feed) -> list[str]:
+        """What nodeproxy and kube-proxy have in common."""
+        rare = [] if self.periodic else [f"--{mode}-sync-period={_RARELY}" for mode in ("iptables", "ipvs")]
+        return [*feed.flags(), *AgentFlags(hostname=NODE, mode=self.mode).arguments(), *rare]
+
 
 class Nodeproxy(Contender):
     """Ours, of this Python's environment. `profile`: the file that gets its profile when it ends."""
 
     name = "nodeproxy"
-    sources = ("manifests", "apiserver")
+    sources = SOURCES
 
-    def __init__(self, profile: Path | None = None) -> None:
+    def __init__(self, mode: str, *, periodic: bool = False, profile: Path | None = None) -> None:
+        super().__init__(mode, periodic=periodic)
         self.program = str(Path(sys.executable).with_name("nodeproxy"))
         self._start = [self.program]
         if profile is not None:
             self._start = [sys.executable, "-m", "hack.bench.profiled", str(profile)]
 
     def command(self, feed: Feed, variant: Variant) -> list[str]:
-        flags = _FLAGS.arguments()
-        return [*self._start, "run", "--mode", "iptables", *feed.flags(), "--iptables-variant", variant, *flags]
+        return [*self._start, "run", "--mode", self.mode, "--iptables-variant", variant, *self.flags(feed)]
 
     def environment(self, box: Sandbox, variant: Variant) -> dict[str, str]:
         """Bytecode is kept from the first start on, as with every installed program, whatever our own environment says."""
@@ -72,25 +89,27 @@ class Nodeproxy(Contender):
 
     def ready_at(self, agent: AgentProcess) -> float | None:
         """Healthz is 200: everything that was wanted when it looked is in the kernel, in both families."""
-        status, _ = http_get(agent.node, f"http://{HEALTHZ}/healthz", timeout=5.0)
+        status, _ = http_get(agent.node, f"http://{HEALTHZ}/healthz", timeout=scaled(_HTTP_TIMEOUT))
         return time.time() if status == 200 else None
 
 
 class KubeProxy(Contender):
     """kube-proxy, by path."""
 
-    sources = ("apiserver",)
+    sources = ("apiserver", "static")
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, mode: str, program: Path, *, periodic: bool = False) -> None:
+        super().__init__(mode, periodic=periodic)
         self.program = str(program)
         self.name = _version(program)
 
     def command(self, feed: Feed, variant: Variant) -> list[str]:
-        return [self.program, "--proxy-mode", "iptables", *feed.flags(), *_FLAGS.arguments()]
+        json = ["--kube-api-content-type", "application/json"] if feed.json_only else []
+        return [self.program, "--proxy-mode", self.mode, *json, *self.flags(feed)]
 
     def ready_at(self, agent: AgentProcess) -> float | None:
         """Its healthz is 200 too early; its metric has the time of the last sync of each family."""
-        _, text = http_get(agent.node, f"http://{METRICS}/metrics", timeout=5.0)
+        _, text = http_get(agent.node, f"http://{METRICS}/metrics", timeout=scaled(_HTTP_TIMEOUT))
         lines = [line for line in text.splitlines() if line.partition(" ")[0].partition("{")[0] == _LAST_SYNC]
         times = [float(line.rpartition(" ")[2]) for line in lines]
         return max(times) if times and min(times) > 0 else None
@@ -110,7 +129,7 @@ class Running(AbstractContextManager["Running"]):
     """
 
     def __init__(self, contender: Contender, box: Sandbox, feed: Feed, variant: Variant) -> None:
-        self._contender = contender
+        self.contender = contender
         command = contender.command(feed, variant)
         self._agent = AgentProcess(box, command, environment=contender.environment(box, variant), name=variant)
 
@@ -121,7 +140,7 @@ class Running(AbstractContextManager["Running"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._agent.stop()
+        self._agent.stop(scaled(_STOP_TIMEOUT))
 
     @property
     def pid(self) -> int:
@@ -132,14 +151,23 @@ class Running(AbstractContextManager["Running"]):
     def check(self) -> None:
         """Raise AgentError if it ended."""
         if not self._agent.running():
-            raise AgentError(f"{self._contender.name} ended\n{self._agent.log_tail()}")
+            status = self._agent.process.returncode if self._agent.process else None
+            raise AgentError(f"{self.contender.name} ended with status {status}\n{self._agent.log_tail()}")
 
-    def wait_ready(self, deadline: float, pause: float) -> float:
-        """Seconds from the start until it said that it is done. Raises AgentError at the (monotonic) deadline."""
+    def log_tail(self) -> str:
+        """The end of what it has written."""
+        return self._agent.log_tail(5)
+
+    def wait_ready(self, deadline: float, waiting: Callable[[], None]) -> float:
+        """Seconds from the start until it said that it is done. Raises AgentError at the (monotonic) deadline.
+
+        Asking costs the agent time: the longer it takes, the more rarely it is asked. `waiting` is called in between.
+        """
         while time.monotonic() < deadline:
             self.check()
+            waiting()
             with suppress(OSError, http.client.HTTPException):
-                if (done := self._contender.ready_at(self._agent)) is not None:
+                if (done := self.contender.ready_at(self._agent)) is not None:
                     return done - self.started_wall
-            time.sleep(pause)
-        raise AgentError(f"{self._contender.name} is not done\n{self._agent.log_tail(3)}")
+            time.sleep(max(_LEAST_PAUSE, (time.monotonic() - self.started) * _PAUSE_SHARE))
+        raise AgentError(f"{self.contender.name} is not done\n{self.log_tail()}")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
-from hack.bench import datapath, rules
+from hack.bench import datapath, rules, virtual_servers
 from hack.bench.agents import Contender, Running
-from hack.bench.feeds import SERVICE_PORT, TARGET_PORT, ApiServerFeed, Feed, ManifestFeed, addresses_of, shape_of
-from hack.bench.results import ConnectRun, ConnectTarget, spread
-from hack.bench.scenarios import FAILURES, PODS, Node, Say, first_sync
+from hack.bench.feeds import SERVICE_PORT, Feed, addresses_of, open_feed, shape_of
+from hack.bench.results import ConnectRun, ConnectTarget, spread, way
+from hack.bench.scenarios import FAILURES, PODS, Node, Progress, Say, first_sync
 from nodeproxy.sandbox.agent import Variant
 from nodeproxy.sandbox.namespace import Namespace
 
@@ -63,15 +63,20 @@ class ConnectScenario:
         chosen = [contender for contender in contenders if source in contender.sources]
         if not chosen:
             return
-        for services, feed in _feeds(source, self._plan):
-            for variant in variants:
-                for contender in chosen:
-                    run = self._runs.setdefault((contender.name, variant), ConnectRun(contender.name, variant))
-                    if run.error is None:
-                        self._program_one(contender, feed, variant, services, run)
+        with closing(open_feed(source, PODS[0])) as feed:
+            there = 0
+            for services in (self._plan.few, self._plan.many):
+                feed.add(shape_of(services - there, 1, first=there))
+                there = services
+                for variant in variants:
+                    for contender in chosen:
+                        made = ConnectRun(contender.name, way(contender.mode, variant))
+                        run = self._runs.setdefault((contender.name, variant), made)
+                        if run.error is None:
+                            self._program_one(contender, feed, variant, services, run)
 
     def measure(self) -> list[ConnectRun]:
-        """Connects to the first and the last Service, by the order of the rules, of every node."""
+        """Connects to the first and the last Service, by their order in the kernel, of every node."""
         batches = max(1, self._plan.connections // _BATCH)
         for number in range(-_WARM_UP_BATCHES, batches):
             for run, target in random.sample(self._targets, len(self._targets)):
@@ -100,20 +105,18 @@ class ConnectScenario:
 
     def _program_one(self, contender: Contender, feed: Feed, variant: Variant, services: int, run: ConnectRun) -> None:
         """The node stays until the end; its agent ends once everything is programmed."""
-        title = f"{contender.name} {variant}, {services} Services"
+        title = f"{contender.name} {run.variant}, {services} Services"
         addresses = addresses_of(shape_of(services, 1))
         try:
-            node = Node(self._stack)
-            listener = self._stack.enter_context(datapath.listen(node.box.outside, "", TARGET_PORT))
+            node = Node(self._stack, contender.mode)
             with (
                 feed.reachable_from(node.box),
                 node.witness() as witness,
                 Running(contender, node.box, feed, variant) as running,
             ):
-                done = first_sync(running, witness, self._plan.timeout)
-            text = rules.saved(node.box.node, variant)
-            rules.check_all_there(text, addresses)
-            order = rules.in_order(text, addresses)
+                waiting = Progress(self._say, lambda: f"{title}: first sync not done yet")
+                done = first_sync(running, node, witness, [], timeout=self._plan.timeout, waiting=waiting)
+            order = _in_order(node, contender.mode, variant, addresses)
         except FAILURES as error:
             run.error = str(error)
             self._say(f"{title}: {error}")
@@ -121,26 +124,16 @@ class ConnectScenario:
         self._say(f"{title}: programmed in {done.seconds:.2f} s")
         for position, address in (("first", order[0]), ("last", order[-1])):
             result = ConnectTarget(services, position, address, [], spread([0.0]))
-            self._targets.append((run, _Target(node.client, listener, result)))
+            self._targets.append((run, _Target(node.client, node.listener, result)))
 
 
-@contextmanager
-def _opened(feed: Feed) -> Iterator[Feed]:
-    try:
-        yield feed
-    finally:
-        feed.close()
-
-
-def _feeds(source: str, plan: ConnectPlan) -> Iterator[tuple[int, Feed]]:
-    """A cluster with few Services, then one with many; an API server is kept and gets more."""
-    if source == ManifestFeed.name:
-        for services in (plan.few, plan.many):
-            with _opened(ManifestFeed(shape_of(services, 1), PODS[0])) as feed:
-                yield services, feed
-        return
-    cluster = ApiServerFeed(shape_of(plan.few, 1), PODS[0])
-    with _opened(cluster):
-        yield plan.few, cluster
-        cluster.add(shape_of(plan.many - plan.few, 1, first=plan.few))
-        yield plan.many, cluster
+def _in_order(node: Node, mode: str, variant: Variant, addresses: Sequence[str]) -> list[str]:
+    """The cluster IPs in the order that the kernel has them in. Raises NotProgrammed if any is missing."""
+    if mode == "iptables":
+        text = rules.saved(node.box.node, variant)
+        rules.check_all_there(text, addresses)
+        return rules.in_order(text, addresses)
+    found = virtual_servers.listed(node.box.node)
+    virtual_servers.check_all_there(found, 1, addresses)
+    wanted = set(addresses)
+    return [address for address in found.addresses if address in wanted]

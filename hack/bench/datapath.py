@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.sockets import RESET_ON_CLOSE, TCP_SYNCNT, any_address
 
-ATTEMPT_TIMEOUT: Final = 0.02
+_ATTEMPT_TIMEOUT: Final = 0.02
 _BACKLOG: Final = 4096
-_ONE_SECOND: Final = struct.pack("ll", 1, 0)
 _SOURCE_PORTS: Final = itertools.cycle(range(2000, 65000))
 
 Endpoint = tuple[str, int]
@@ -35,6 +36,11 @@ Endpoint = tuple[str, int]
 
 class NoAnswer(Exception):
     """No connection got through in time."""
+
+
+def _attempt_timeout() -> float:
+    """How long one connection may take; on a slow machine not as many times more, as that is how exact an answer is."""
+    return min(scaled(_ATTEMPT_TIMEOUT), 0.25)
 
 
 def listen(where: Namespace, address: str, port: int) -> socket.socket:
@@ -80,25 +86,17 @@ class Witness:
         """When (monotonic) any backend answered, asked every `pause` seconds; None if none did within the time-out."""
         return self._client.run(self._wait, range(len(self._listeners)), timeout, pause)
 
-    def wait_for(self, backend: int, timeout: float, pause: float = 0.0005) -> float:
-        """When (monotonic) that backend answered. Raises NoAnswer after the time-out."""
-        answered = self._client.run(self._wait, [backend], timeout, pause)
-        if answered is None:
-            raise NoAnswer(f"{self._service[0]} does not lead to the changed endpoint after {timeout:g} s")
-        return answered
+    def wait_for(self, backend: int, timeout: float, pause: float) -> float | None:
+        """When (monotonic) that backend answered; None if it did not within the time-out."""
+        return self._client.run(self._wait, [backend], timeout, pause)
 
     def _wait(self, wanted: Sequence[int], timeout: float, pause: float) -> float | None:
-        deadline = time.monotonic() + timeout
-        while (now := time.monotonic()) < deadline:
-            if self._ask() in wanted:
-                return time.monotonic()
-            time.sleep(max(0.0, now + pause - time.monotonic()))
-        return None
+        return _repeat(lambda: self._ask() in wanted, timeout, pause)
 
     def _ask(self) -> int | None:
         """Make one connection: which backend got it."""
         with _client_socket() as sock:
-            sock.settimeout(ATTEMPT_TIMEOUT)
+            sock.settimeout(_attempt_timeout())
             try:
                 sock.connect(self._service)
             except OSError:
@@ -108,13 +106,35 @@ class Witness:
 
     def _arrival(self, source_port: int) -> int | None:
         """Where the connection from this port arrived; earlier ones that came too late for us are passed over."""
-        deadline = time.monotonic() + ATTEMPT_TIMEOUT
+        deadline = time.monotonic() + _attempt_timeout()
         while (left := deadline - time.monotonic()) > 0:
             for arrived in select.select(self._listeners, [], [], left)[0]:
                 for port in _accept_all(arrived):
                     if port == source_port:
                         return self._listeners.index(arrived)
         return None
+
+
+def wait_connected(client: Namespace, service: Endpoint, timeout: float, pause: float) -> float | None:
+    """When (monotonic) a connection to a Service got through, tried every `pause` seconds; None within the time-out."""
+    return client.run(_repeat, lambda: _connects(service), timeout, pause)
+
+
+def _connects(service: Endpoint) -> bool:
+    with _client_socket() as sock:
+        sock.settimeout(_attempt_timeout())
+        return sock.connect_ex(service) == 0
+
+
+def _repeat(succeeds: Callable[[], bool], timeout: float, pause: float) -> float | None:
+    """An attempt every `pause` seconds, but at most half of the time: a slow machine has one processor for all, perhaps."""
+    deadline = time.monotonic() + timeout
+    while (began := time.monotonic()) < deadline:
+        if succeeds():
+            return time.monotonic()
+        took = time.monotonic() - began
+        time.sleep(max(took, pause - took))
+    return None
 
 
 def _accept_all(listener: socket.socket) -> list[int]:
@@ -135,10 +155,11 @@ def connect_microseconds(client: Namespace, service: Endpoint, listener: socket.
 
 def _connect_many(service: Endpoint, listener: socket.socket, times: int) -> list[float]:
     samples = []
+    limit = struct.pack("ll", math.ceil(scaled(1.0)), 0)
     for _ in range(times):
         with _client_socket() as sock:
             # Not settimeout: Python would then poll, which is not part of connect().
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _ONE_SECOND)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             started = time.perf_counter_ns()
             try:
                 sock.connect(service)

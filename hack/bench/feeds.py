@@ -1,7 +1,7 @@
-"""Owns the cluster state that agents are fed with, and its one change: a directory of manifests, or an API server.
+"""Owns the cluster state that agents are fed with, and its one change: a directory of manifests, or one of two API servers.
 
-Either holds the N Services of a `Shape` with M endpoints each, the node, and one Service more, the probe, with a single
-endpoint that `point_to` moves from one pod to another.
+Each begins with the node and one Service, the probe, with a single endpoint that `point_to` moves from one pod to another;
+`add` adds the Services of a `Shape`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ import http.client
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import msgspec
+
+from hack.bench import static_api
 from hack.controlplane import ControlPlane
-from hack.controlplane.access import Access, ApiError, Json
+from hack.controlplane.access import ApiError, Json
 from hack.controlplane.load import Shape, node
-from hack.controlplane.processes import connect_in
+from hack.controlplane.processes import StartError, connect_in
+from hack.controlplane.seed import stored
 from nodeproxy.sandbox.namespace import Namespace, unique_stem
+from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
 
 NODE: Final = "bench-node"
@@ -38,8 +46,7 @@ _SLICES_PATH = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices
 _API_ADDRESS = "100.64.3.1"
 _API_CLIENT = "100.64.3.2"
 _API_PORT = 6443
-
-Progress = Callable[[str], None]
+_START_TIMEOUT = 60.0
 
 
 def shape_of(services: int, endpoints: int, first: int = 0) -> Shape:
@@ -86,13 +93,18 @@ def probe_slice(address: str) -> Json:
 
 
 class Feed(ABC):
-    """A cluster state that agents can be pointed at."""
+    """A cluster state that agents can be pointed at. `json_only`: its API server does not speak protobuf."""
 
     name: str
+    json_only = False
 
     @abstractmethod
     def flags(self) -> list[str]:
         """What tells an agent to use it."""
+
+    @abstractmethod
+    def add(self, shape: Shape) -> None:
+        """Adds Services, while no agent runs."""
 
     @contextmanager
     def reachable_from(self, box: Sandbox) -> Iterator[None]:
@@ -113,19 +125,21 @@ class ManifestFeed(Feed):
 
     name = "manifests"
 
-    def __init__(self, shape: Shape, endpoint: str) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="nodeproxy-bench-"))
         self._directory = self._root / "manifests"
         self._directory.mkdir()
-        for start in range(0, shape.services, _SERVICES_PER_FILE):
-            services = shape.numbers[start : start + _SERVICES_PER_FILE]
-            objects = [item for service in services for item in (shape.service(service), *shape.slices(service))]
-            self._write(f"bulk-{start}.json", objects)
         self._write("node.json", [node(NODE, [NODE_ADDRESS]), probe_service()])
         self.point_to(endpoint)
 
     def flags(self) -> list[str]:
         return ["--manifests", str(self._directory)]
+
+    def add(self, shape: Shape) -> None:
+        for start in range(0, shape.services, _SERVICES_PER_FILE):
+            services = shape.numbers[start : start + _SERVICES_PER_FILE]
+            objects = [item for service in services for item in (shape.service(service), *shape.slices(service))]
+            self._write(f"bulk-{services[0]}.json", objects)
 
     def point_to(self, address: str) -> None:
         self._write("probe.json", [probe_slice(address)])
@@ -140,38 +154,15 @@ class ManifestFeed(Feed):
         draft.rename(self._directory / name)
 
 
-class ApiServerFeed(Feed):
-    """A control plane in a network namespace of its own, with a link to the node whose turn it is."""
+class _ServerFeed(Feed):
+    """An API server in a network namespace of its own, with a link to the node whose turn it is."""
 
-    name = "apiserver"
-
-    def __init__(self, shape: Shape, endpoint: str) -> None:
+    def __init__(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="nodeproxy-bench-"))
         self._links = 0
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
         self._space = Namespace(f"{unique_stem()}-control")
-        self._cluster = ControlPlane(
-            self._root / "control-plane", netns=self._space.name, bind_address=_API_ADDRESS, port=_API_PORT
-        )
-        try:
-            self._space.ip(["link set lo up", f"addr add {_API_ADDRESS}/32 dev lo"])
-            self._cluster.start()
-            self._cluster.write_kubeconfig(self._root / "kubeconfig")
-            self._cluster.request("POST", "/api/v1/nodes", node(NODE, [NODE_ADDRESS]))
-            self.add(shape)
-            self._cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/services", probe_service())
-            self._cluster.request("POST", _SLICES_PATH, probe_slice(endpoint))
-        except BaseException:
-            self.close()
-            raise
-
-    def add(self, shape: Shape) -> None:
-        """Adds more Services; the API server restarts."""
-        self._disconnect()
-        self._cluster.seed(shape)
-
-    def flags(self) -> list[str]:
-        return ["--kubeconfig", str(self._root / "kubeconfig")]
+        self._space.ip(["link set lo up", f"addr add {_API_ADDRESS}/32 dev lo"])
 
     @contextmanager
     def reachable_from(self, box: Sandbox) -> Iterator[None]:
@@ -193,13 +184,19 @@ class ApiServerFeed(Feed):
             self._space.ip([f"link del {link}"])
 
     def point_to(self, address: str) -> None:
-        """Over one connection that stays open: what is measured begins with the request."""
-        access = self._cluster.access
+        """Over one connection that stays open, unless it rested for long: what is measured begins with the request."""
+        try:
+            self._put(probe_slice(address))
+        except (ConnectionError, http.client.HTTPException):
+            self._disconnect()
+            self._put(probe_slice(address))
+
+    def _put(self, slice_: Json) -> None:
         if self._connection is None:
-            self._connection = _connect(access)
-        headers = {**access.headers, "Content-Type": "application/json"}
-        path = f"{_SLICES_PATH}/{PROBE}"
-        self._connection.request("PUT", path, json.dumps(probe_slice(address)), headers)
+            self._connection = self._connect()
+        path = f"{_SLICES_PATH}/{slice_['metadata']['name']}"
+        headers = {**self._headers(), "Content-Type": "application/json"}
+        self._connection.request("PUT", path, json.dumps(slice_), headers)
         response = self._connection.getresponse()
         body = response.read().decode()
         if response.status >= 400:
@@ -207,9 +204,21 @@ class ApiServerFeed(Feed):
 
     def close(self) -> None:
         self._disconnect()
-        self._cluster.stop()
+        self._stop()
         self._space.close()
         shutil.rmtree(self._root, ignore_errors=True)
+
+    @abstractmethod
+    def _connect(self) -> http.client.HTTPConnection:
+        """A connection to the server."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Ends the server."""
+
+    def _headers(self) -> Mapping[str, str]:
+        """What a request needs to be allowed."""
+        return {}
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -217,17 +226,117 @@ class ApiServerFeed(Feed):
             self._connection = None
 
 
-def _connect(access: Access) -> http.client.HTTPSConnection:
-    parts = urlsplit(access.url)
-    assert parts.hostname and parts.port
-    context = access.ssl_context()
-    connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
-    sock = connect_in(access.netns, parts.hostname, parts.port, 30.0)
+class ApiServerFeed(_ServerFeed):
+    """A control plane: etcd and kube-apiserver."""
+
+    name = "apiserver"
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__()
+        self._cluster = ControlPlane(
+            self._root / "control-plane", netns=self._space.name, bind_address=_API_ADDRESS, port=_API_PORT
+        )
+        try:
+            self._cluster.start()
+            self._cluster.write_kubeconfig(self._root / "kubeconfig")
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+            self._cluster.request("POST", "/api/v1/namespaces", namespace)
+            self._cluster.request("POST", "/api/v1/nodes", node(NODE, [NODE_ADDRESS]))
+            self._cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/services", probe_service())
+            self._cluster.request("POST", _SLICES_PATH, probe_slice(endpoint))
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, shape: Shape) -> None:
+        """The API server restarts; the first to ask for its lists afterwards waits longer, so that is done here."""
+        self._disconnect()
+        self._cluster.seed(shape)
+        for path in ("/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"):
+            self._cluster.request("GET", path)
+
+    def flags(self) -> list[str]:
+        return ["--kubeconfig", str(self._root / "kubeconfig")]
+
+    def _connect(self) -> http.client.HTTPConnection:
+        access = self._cluster.access
+        parts = urlsplit(access.url)
+        assert parts.hostname and parts.port
+        context = access.ssl_context()
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
+        sock = _connected(access.netns, parts.hostname, parts.port)
+        connection.sock = context.wrap_socket(sock, server_hostname=parts.hostname)
+        return connection
+
+    def _headers(self) -> Mapping[str, str]:
+        return self._cluster.access.headers
+
+    def _stop(self) -> None:
+        self._cluster.stop()
+
+
+class StaticFeed(_ServerFeed):
+    """A process that serves the objects of a file (`hack.bench.static_api`): there in seconds even under emulation."""
+
+    name = "static"
+    json_only = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__()
+        self._file = self._root / "objects"
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._append([node(NODE, [NODE_ADDRESS]), probe_service(), probe_slice(endpoint)])
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, shape: Shape) -> None:
+        objects = (item for _, item in stored(shape, range(30000, 32768)))
+        self._append(item for item in objects if item["kind"] in static_api.KINDS)
+
+    def flags(self) -> list[str]:
+        return ["--master", f"http://{_API_ADDRESS}:{_API_PORT}"]
+
+    def _append(self, objects: Iterable[Json]) -> None:
+        """Starts the server anew, with these objects besides the others."""
+        self._stop()
+        with self._file.open("ab") as file:
+            file.writelines(msgspec.json.encode(item) + b"\n" for item in objects)
+        command = [sys.executable, "-m", static_api.__name__, "--listen", f"{_API_ADDRESS}:{_API_PORT}", str(self._file)]
+        log = self._root / "log"
+        with log.open("wb") as output:
+            self._process = self._space.spawn(command, output=output)
+        deadline = time.monotonic() + scaled(_START_TIMEOUT)
+        while self._connection is None:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise StartError(f"the static API server does not start\n{log.read_text(errors='replace')}")
+            with suppress(OSError):
+                self._connection = self._connect()
+            time.sleep(0.02)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(_API_ADDRESS, _API_PORT)
+        connection.sock = _connected(self._space.name, _API_ADDRESS, _API_PORT)
+        return connection
+
+    def _stop(self) -> None:
+        self._disconnect()
+        if self._process is not None:
+            self._process.kill()  # it has nothing to put in order, and would wait for its watchers
+            self._process.wait()
+
+
+def _connected(netns: str | None, host: str, port: int) -> socket.socket:
+    sock = connect_in(netns, host, port, scaled(30.0))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the body waits for the server to acknowledge the head
-    connection.sock = context.wrap_socket(sock, server_hostname=parts.hostname)
-    return connection
+    return sock
 
 
-def open_feed(name: str, shape: Shape, endpoint: str) -> Feed:
-    """A feed by its name, filled."""
-    return ManifestFeed(shape, endpoint) if name == ManifestFeed.name else ApiServerFeed(shape, endpoint)
+_FEEDS: Final = {feed.name: feed for feed in (ManifestFeed, ApiServerFeed, StaticFeed)}
+SOURCES: Final = tuple(_FEEDS)
+
+
+def open_feed(name: str, endpoint: str) -> Feed:
+    """A feed by its name, with nothing but the probe in it, whose endpoint is at this address."""
+    return _FEEDS[name](endpoint)

@@ -20,14 +20,24 @@ def write(file: Path, report: Report) -> None:
 
 
 def _groups(report: Report) -> list[tuple[str, Bars]]:
-    shape = f"{report.services} Services x {report.endpoints} endpoints"
-    runs = report.runs
-    groups: list[tuple[str, Bars]] = [
-        (f"First sync, s: {shape}", [(run.title, run.first_sync.seconds) for run in runs if run.first_sync]),
-        ("One endpoint change, median, ms", [(run.title, run.changes.spread.median * 1e3) for run in runs if run.changes]),
-        ("CPU per change, ms", [(run.title, run.changes.cpu_per_change.total * 1e3) for run in runs if run.changes]),
-        ("Resident memory, MB", [(run.title, run.memory.rss_kib * 1024 / 1e6) for run in runs if run.memory]),
-        ("IPv4 rules, thousands", [(run.title, run.rules["ipv4"].rules / 1e3) for run in runs if run.rules]),
+    groups: list[tuple[str, Bars]] = []
+    for size in report.services:
+        shape = f"{size} Services x {report.endpoints} endpoints"
+        runs = [run for run in report.runs if run.services == size]
+        groups += [
+            (f"First sync, s: {shape}", [(run.title, run.first_sync.seconds) for run in runs if run.first_sync]),
+            (
+                f"One endpoint change, median, ms: {shape}",
+                [(run.title, run.changes.spread.median * 1e3) for run in runs if run.changes],
+            ),
+            (
+                f"CPU per change, ms: {shape}",
+                [(run.title, run.changes.cpu_per_change.total * 1e3) for run in runs if run.changes],
+            ),
+            (f"Resident memory, MB: {shape}", [(run.title, run.memory.rss_kib * 1024 / 1e6) for run in runs if run.memory]),
+            (f"IPv4 rules, thousands: {shape}", [(run.title, run.rules["ipv4"].rules / 1e3) for run in runs if run.rules]),
+        ]
+    groups.append(
         (
             "connect(), median, µs",
             [
@@ -36,8 +46,8 @@ def _groups(report: Report) -> list[tuple[str, Bars]]:
                 for target in run.targets
                 if target.position == "last"
             ],
-        ),
-    ]
+        )
+    )
     return [(title, bars) for title, bars in groups if bars]
 
 

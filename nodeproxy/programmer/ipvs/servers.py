@@ -161,7 +161,8 @@ class VirtualServers:
             listed = self._list()
             took = time.monotonic() - start
             self._list_at = start + max(_LISTING_PERIOD_SECONDS, took * _REST_PER_LISTING)
-            if any(listed.get(server) != have.settings for server, have in self._programmed.items()):
+            # A list may lack some while others, in any network namespace, come and go: what both lack is not there.
+            if self._lacks(listed) and self._lacks(listed := self._list()):
                 return True
             self._others = self._count(listed) - len(self._programmed)
         until = time.monotonic() + _COMPARE_SECONDS
@@ -252,6 +253,10 @@ class VirtualServers:
     def _list(self) -> dict[VirtualServer, VirtualServerSettings]:
         listed = self._ipvs.virtual_servers()
         return {server: settings for server, settings in listed.items() if server.family == self._family}
+
+    def _lacks(self, listed: Mapping[VirtualServer, VirtualServerSettings]) -> bool:
+        """Whether a virtual server of ours is not in a list as it should be."""
+        return any(listed.get(server) != have.settings for server, have in self._programmed.items())
 
     def _count(self, listed: Collection[VirtualServer]) -> int:
         """How many there are. What is by firewall mark is counted, but not listed."""
