@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from subprocess import SubprocessError
 from typing import Final
 
 from hack.bench import datapath, processes, rules, virtual_servers
@@ -33,7 +34,7 @@ from nodeproxy.sandbox.topology import Sandbox
 CLIENT: Final = "10.244.0.2"
 PODS: Final = ("10.244.0.11", "10.244.0.12")  # where the probe's endpoint can be
 
-FAILURES: Final = (AgentError, NoAnswer, NamespaceError, KernelError, rules.NotProgrammed, OSError)
+FAILURES: Final = (AgentError, NoAnswer, NamespaceError, KernelError, rules.NotProgrammed, SubprocessError, OSError)
 
 _TELL_EVERY = 30.0
 _ASK = 1.0  # for so long at a time packets are sent, before the agent is looked after
@@ -111,7 +112,7 @@ def first_sync(
 ) -> FirstSync:
     """Wait for the first sync: by packets to the probe and to these cluster IPs, and by what the agent says.
 
-    Raises AgentError. What is waited for in turn stays: it is the last of all that counts. `waiting` is called in between.
+    Raises AgentError or NoAnswer. What was answered once stays so: the last of all counts. `waiting` is called in between.
     """
     deadline = running.started + timeout
     answered = _wait(running, deadline, waiting, partial(witness.wait_any, _ASK, _FIRST_SYNC_PAUSE))
@@ -125,12 +126,13 @@ def first_sync(
 
 def _wait(running: Running, deadline: float, waiting: Callable[[], None], attempt: Callable[[], float | None]) -> float:
     """When an attempt succeeded; it is repeated as long as the agent runs. Raises AgentError or NoAnswer."""
+    began = time.monotonic()
     while time.monotonic() < deadline:
         running.check()
         waiting()
         if (answered := attempt()) is not None:
             return answered
-    raise NoAnswer(f"no answer {time.monotonic() - running.started:.0f} s after the start\n{running.log_tail()}")
+    raise NoAnswer(f"no answer within {time.monotonic() - began:.0f} s\n{running.log_tail()}")
 
 
 def settle(running: Running, timeout: float) -> None:

@@ -95,7 +95,7 @@ class VirtualServers:
 
     def read(self, owned_addresses: Collection[str]) -> None:
         """Take stock of the kernel's virtual servers that are ours: by their flag, or at an address that is ours."""
-        listed = self._list()
+        listed = self._list(times=3)
         self._programmed.clear()
         self._draining.clear()
         self._note(
@@ -161,8 +161,7 @@ class VirtualServers:
             listed = self._list()
             took = time.monotonic() - start
             self._list_at = start + max(_LISTING_PERIOD_SECONDS, took * _REST_PER_LISTING)
-            # A list may lack some while others, in any network namespace, come and go: what both lack is not there.
-            if self._lacks(listed) and self._lacks(listed := self._list()):
+            if self._lacks(listed) and self._lacks(listed := listed | self._list(times=2)):
                 return True
             self._others = self._count(listed) - len(self._programmed)
         until = time.monotonic() + _COMPARE_SECONDS
@@ -250,8 +249,12 @@ class VirtualServers:
         else:
             yield DeleteVirtualServer(server)
 
-    def _list(self) -> dict[VirtualServer, VirtualServerSettings]:
-        listed = self._ipvs.virtual_servers()
+    def _list(self, times: int = 1) -> dict[VirtualServer, VirtualServerSettings]:
+        """The kernel's virtual servers. Listed several `times` there are no gaps, which one list has where others, in any
+        network namespace, come and go meanwhile."""
+        listed: dict[VirtualServer, VirtualServerSettings] = {}
+        for _ in range(times):
+            listed |= self._ipvs.virtual_servers()
         return {server: settings for server, settings in listed.items() if server.family == self._family}
 
     def _lacks(self, listed: Mapping[VirtualServer, VirtualServerSettings]) -> bool:
@@ -287,7 +290,7 @@ class VirtualServers:
         for server in asked:
             self._programmed.pop(server, None)
             self._draining.discard(server)
-        listed = self._list()
+        listed = self._list(times=3)
         self._note({server: listed[server] for server in asked if server in listed})
         self._others = self._count(listed) - len(self._programmed)
 
