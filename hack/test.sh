@@ -7,7 +7,7 @@ export PATH="$PWD/.venv/bin:$PATH:/usr/sbin:/sbin"
 lint() {
   ruff check . && ruff format --check . && mypy && lint-imports
 }
-unit() { python -m pytest -q tests -m "not kernel and not ipvs and not controlplane and not vm"; }
+unit() { python -m pytest -q -n 2 tests -m "not kernel and not ipvs and not controlplane and not vm"; }
 kernel() { python -m pytest -q tests -m "kernel and not ipvs and not vm and not controlplane" --ignore tests/conformance; }
 conformance() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
 # On this kernel where it has IPVS, else in two VMs, because the usual kind has one processor.

@@ -136,4 +136,4 @@ def _in_order(node: Node, mode: str, variant: Variant, addresses: Sequence[str])
     found = virtual_servers.listed(node.box.node)
     virtual_servers.check_all_there(found, 1, addresses)
     wanted = set(addresses)
-    return [address for address in found.addresses if address in wanted]
+    return [address for address in found.serving if address in wanted]

@@ -16,7 +16,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -47,6 +47,7 @@ _API_ADDRESS = "100.64.3.1"
 _API_CLIENT = "100.64.3.2"
 _API_PORT = 6443
 _START_TIMEOUT = 60.0
+_LIST_BY_WATCH = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1"
 
 
 def shape_of(services: int, endpoints: int, first: int = 0) -> Shape:
@@ -249,11 +250,13 @@ class ApiServerFeed(_ServerFeed):
             raise
 
     def add(self, shape: Shape) -> None:
-        """The API server restarts; the first to ask for its lists afterwards waits longer, so that is done here."""
+        """The API server restarts; the first to list and watch afterwards waits longer, so that is done here."""
         self._disconnect()
         self._cluster.seed(shape)
-        for path in ("/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"):
-            self._cluster.request("GET", path)
+        for path in (static_api.KINDS[kind] for kind in ("Service", "EndpointSlice", "Node")):
+            with closing(self._connect()) as connection:
+                connection.request("GET", f"{path}?{_LIST_BY_WATCH}", headers=dict(self._headers()))
+                connection.getresponse().read()
 
     def flags(self) -> list[str]:
         return ["--kubeconfig", str(self._root / "kubeconfig")]

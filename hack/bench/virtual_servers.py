@@ -1,70 +1,64 @@
 """Owns reading what IPVS mode keeps in the kernel, whoever put it there, and removing it all before the node goes.
 
-The list of virtual servers is read from /proc: one read, and nothing of nodeproxy is used to judge nodeproxy.
+The kernel's list of virtual servers may lack some while others come or go in any namespace of the machine: of a few lists,
+the fullest counts. /proc/net/ip_vs always lacks some where several namespaces have any, and is not used.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from hack.bench.results import IpvsCount
 from hack.bench.rules import NotProgrammed
-from nodeproxy.kernel.ipvs import IPVS
+from nodeproxy.kernel.ipvs import IPVS, RealServerState, VirtualServer
 from nodeproxy.sandbox.namespace import Namespace, NamespaceError
 from nodeproxy.sandbox.pace import scaled
 
 _DEVICE = "kube-ipvs0"  # nodeproxy has the name from kube-proxy
-_LIST = Path("/proc/thread-self/net/ip_vs")
 _TIMEOUT = 60.0
 _LISTS = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Listed:
-    """The virtual servers in the kernel's order: the addresses, and how many real servers of a weight above 0 each has."""
+    """What there is. `serving`: how many real servers of a weight above 0 an address has; in the kernel's order."""
 
-    addresses: list[str] = field(default_factory=list)
-    serving: list[int] = field(default_factory=list)
-    real_servers: int = 0
+    virtual_servers: int
+    real_servers: int
+    serving: Mapping[str, int]
 
 
 def listed(where: Namespace) -> Listed:
-    """All virtual servers in a namespace. The fullest of some lists: one has gaps while others come and go anywhere."""
-    return max((parse(where.run(_LIST.read_text)) for _ in range(_LISTS)), key=lambda found: found.real_servers)
+    """All virtual servers in a namespace."""
+    return where.run(_listed)
 
 
-def parse(text: str) -> Listed:
-    """What /proc/net/ip_vs says: a line for each virtual server, then `  -> ...` for each of its real servers."""
-    found = Listed()
-    for line in text.splitlines()[3:]:
-        if line.startswith("  -> "):
-            found.real_servers += 1
-            found.serving[-1] += int(line.split()[3]) > 0
-        else:
-            found.addresses.append(_address(line.split()[1].rpartition(":")[0]))
-            found.serving.append(0)
-    return found
+def _listed() -> Listed:
+    with IPVS() as ipvs:
+        fullest = max((ipvs.virtual_servers() for _ in range(_LISTS)), key=len)
+        return summed_up(ipvs.all_real_servers(fullest))
 
 
-def _address(text: str) -> str:
-    """`0A600001` or `[fd00:0000:...]`, as usually written."""
-    return str(ipaddress.ip_address(text.strip("[]") if text.startswith("[") else int(text, 16)))
+def summed_up(found: Mapping[VirtualServer, Sequence[RealServerState]]) -> Listed:
+    """Figures of virtual servers with their real servers."""
+    return Listed(
+        virtual_servers=len(found),
+        real_servers=sum(map(len, found.values())),
+        serving={server.address: sum(real.weight > 0 for real in reals) for server, reals in found.items()},
+    )
 
 
 def check_all_there(found: Listed, endpoints: int, addresses: Collection[str]) -> None:
     """Raise NotProgrammed unless each of these cluster IPs is a virtual server with so many endpoints."""
-    serving = dict(zip(found.addresses, found.serving, strict=True))
-    lacking = [address for address in addresses if serving.get(address) != endpoints]
+    lacking = [address for address in addresses if found.serving.get(address) != endpoints]
     if lacking:
         raise NotProgrammed(
             f"{len(lacking)} of {len(addresses)} Services are not complete in the kernel, "
-            f"{lacking[0]} for one has {serving.get(lacking[0], 0)} of {endpoints} endpoints"
+            f"{lacking[0]} for one has {found.serving.get(lacking[0], 0)} of {endpoints} endpoints"
         )
 
 
@@ -73,7 +67,7 @@ def count(where: Namespace, found: Listed) -> IpvsCount:
     entries = _set_entries(where)
     links = where.command(["ip", "-j", "address", "show", "dev", _DEVICE], timeout=scaled(_TIMEOUT)).stdout
     return IpvsCount(
-        virtual_servers=len(found.addresses),
+        virtual_servers=found.virtual_servers,
         real_servers=found.real_servers,
         sets=len(entries),
         set_entries=sum(entries),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hack.vm import choice, debian, image, kernel, qemu, ramdisk, uml
+from hack.vm import choice, debian, image, kernel, qemu, ramdisk, uml, uml_kernel
 from hack.vm.choice import Machine
 from hack.vm.guest import wire
 from hack.vm.guest.wire import Closed
@@ -76,7 +76,7 @@ def _parts(kind: str, progress: Progress) -> tuple[Kernel, list[Disk]]:
     progress.phase("kernel")
     if kind == "uml":
         debian.need(uml.NEEDS, progress.phase)
-        return kernel.user_mode_kernel(progress.phase), []
+        return uml_kernel.user_mode_kernel(progress.phase), []
     debian.need(qemu.NEEDS, progress.phase)
     program = kernel.debian_kernel()
     progress.phase("disk images")

@@ -19,6 +19,7 @@ from hack.bench import plot, report, rules, virtual_servers
 from hack.bench.__main__ import Sizes
 from hack.bench.results import Changes, Cpu, FirstSync, IpvsCount, Machine, Report, Run, spread
 from hack.bench.static_api import StaticApi
+from nodeproxy.kernel.ipvs import RealServer, RealServerState, VirtualServer
 from nodeproxy.sandbox.namespace import NETNS_DIR
 from nodeproxy.sandbox.pace import scaled
 from tests.ways import needs_ipvs
@@ -139,24 +140,20 @@ def test_a_service_that_the_kernel_lacks_is_named() -> None:
         rules.check_all_there(RULES, ["10.96.0.1", "10.96.0.3"])
 
 
-VIRTUAL_SERVERS = """IP Virtual Server version 1.2.1 (size=4096)
-Prot LocalAddress:Port Scheduler Flags
-  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
-TCP  0A600001:0050 rr
-  -> 0AF4000C:1F90      Masq    1      0          0
-  -> 0AF4000B:1F90      Masq    0      3          1
-UDP  0A600002:0035 rr persistent 10800
-TCP  [fd00:0010:0096:0000:0000:0000:0000:0001]:0050 rr
-  -> [fd00:0010:0244:0000:0000:0000:0000:0001]:1F90      Masq    1      0          0
-"""
+def state(address: str, weight: int) -> RealServerState:
+    return RealServerState(RealServer(address, 8080), weight, 3, 1, 0)
 
 
-def test_virtual_servers_are_read_with_those_real_servers_that_serve() -> None:
-    found = virtual_servers.parse(VIRTUAL_SERVERS)
-    assert found.addresses == ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"]
-    assert found.serving == [1, 0, 1]
-    assert found.real_servers == 3
-    assert virtual_servers.parse("").addresses == []
+def test_virtual_servers_count_with_those_real_servers_that_serve() -> None:
+    found = virtual_servers.summed_up(
+        {
+            VirtualServer(4, "tcp", "10.96.0.1", 80): [state("10.244.0.12", 1), state("10.244.0.11", 0)],
+            VirtualServer(4, "udp", "10.96.0.2", 53): [],
+            VirtualServer(6, "tcp", "fd00:10:96::1", 80): [state("fd00:10:244::1", 1)],
+        }
+    )
+    assert (found.virtual_servers, found.real_servers) == (3, 3)
+    assert found.serving == {"10.96.0.1": 1, "10.96.0.2": 0, "fd00:10:96::1": 1}
     virtual_servers.check_all_there(found, 1, ["10.96.0.1", "fd00:10:96::1"])
     with pytest.raises(rules.NotProgrammed, match=r"2 of 3 .* 10\.96\.0\.2 for one has 0 of 1"):
         virtual_servers.check_all_there(found, 1, ["10.96.0.1", "10.96.0.2", "10.96.0.3"])

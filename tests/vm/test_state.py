@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.vm import boot, instance, kernel, places
+from hack.vm import boot, instance, places, uml_kernel
 from hack.vm.instance import Vm
 from hack.vm.kernel import Kernel
 from hack.vm.places import VmError, built
@@ -121,7 +121,7 @@ def test_a_vm_that_does_not_boot_says_why(
     image.write_text(f"#!/bin/sh\n{script}\n")
     image.chmod(0o755)
     (cache / "busybox").write_bytes(b"")
-    monkeypatch.setattr(kernel, "user_mode_kernel", lambda _: Kernel("6.1", image, cache))
+    monkeypatch.setattr(uml_kernel, "user_mode_kernel", lambda _: Kernel("6.1", image, cache))
     monkeypatch.setattr(instance, "CONNECT_LIMIT", 1.0)
     monkeypatch.setenv("HACK_VM_ACCEL", "uml")
     monkeypatch.setenv("HACK_VM_BOOT_LIMIT", limit)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.vm import kernel, uml
+from hack.vm import uml, uml_kernel
 from hack.vm.places import VmError
 
 
@@ -38,9 +38,26 @@ def test_memory_goes_where_there_is_room(tmp_path: Path) -> None:
 
 
 def test_every_wish_of_the_configuration_must_come_true(tmp_path: Path) -> None:
-    wishes = (Path(kernel.__file__).parent / "uml.config").read_text()
+    wishes = (Path(uml_kernel.__file__).parent / "uml.config").read_text()
     (tmp_path / ".config").write_text(wishes)
-    kernel._check_configuration(tmp_path)
+    uml_kernel.check_configuration(tmp_path)
     (tmp_path / ".config").write_text(wishes.replace("CONFIG_IP_VS=m\n", ""))
     with pytest.raises(VmError, match=r"did not take CONFIG_IP_VS=m$"):
-        kernel._check_configuration(tmp_path)
+        uml_kernel.check_configuration(tmp_path)
+
+
+def test_a_build_that_failed_is_not_begun_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+
+    def fetch(work: Path, _: object) -> None:
+        (work / "package/usr/src").mkdir(parents=True)
+        (work / "package/usr/src/linux-source-9.tar.xz").write_text("no archive")
+        begun.append(work)
+
+    monkeypatch.setattr(uml_kernel, "_fetch", fetch)
+    with pytest.raises(VmError, match=r"tar -xf .* failed with status 2:"):
+        uml_kernel.user_mode_kernel(print)
+    with pytest.raises(VmError, match=r"could not be built before \(rm .*\.failed to try again\):\ntar -xf"):
+        uml_kernel.user_mode_kernel(print)
+    assert len(begun) == 1
+    assert not list(cache.glob("*.new"))
