@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ways import lacks_ipvs
+
 PROGRAM = str(Path(sys.executable).with_name("nodeproxy"))
 
 
@@ -32,6 +34,10 @@ def run(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess
         (["--iptables-masquerade-bit", "32"], "--iptables-masquerade-bit: 32 is not within 0-31"),
         (["--detect-local-mode", "BridgeInterface"], "--pod-bridge-interface: needed with"),
         (["--hostname-override", "a node"], "--hostname-override: 'a node' cannot be the name of a Node"),
+        (["--mode", "ipvs", "--ipvs-exclude-cidrs", "10.0.0.1"], "--ipvs-exclude-cidrs: '10.0.0.1' is not a CIDR"),
+        (["--ipvs-scheduler", "best"], "--ipvs-scheduler"),
+        (["--ipvs-udp-timeout", "10ms"], "--ipvs-udp-timeout: 0.01 s is less than a second"),
+        (["--fallback", "none"], "--fallback"),
         (["--kubeconfig", "/nowhere"], "--kubeconfig: /nowhere is not a file"),
         (["--manifests", "/nowhere"], "--manifests: /nowhere is not a directory"),
         (["--master", "10.0.0.1:6443"], "--master: '10.0.0.1:6443' is not a URL"),
@@ -63,10 +69,14 @@ def test_without_iptables_the_missing_tool_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ipvs_mode_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.skipif(not lacks_ipvs(), reason="this kernel has IPVS")
+def test_ipvs_mode_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
     done = run("run", "--mode", "ipvs", "--manifests", str(tmp_path))
     assert done.returncode == 1
-    assert "--mode iptables" in done.stderr
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("nodeproxy: ")]
+    for words in ("no IPVS (module ip_vs)", "modprobe", "--mode iptables", "--fallback iptables"):
+        assert words in complaint
+    assert "Traceback" not in done.stderr
 
 
 def test_a_kubeconfig_without_context_is_named(tmp_path: Path) -> None:

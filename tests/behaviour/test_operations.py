@@ -8,9 +8,10 @@ import time
 import pytest
 
 from nodeproxy.kernel.ipvs import IPVS, DeleteRealServer, RealServer, VirtualServer
+from nodeproxy.sandbox.agent import METRICS, http_get
 from nodeproxy.sandbox.client import Answered, Rejected
 from nodeproxy.sandbox.topology import Sandbox
-from tests.ways import LEGACY, NFT, Way
+from tests.ways import LEGACY, NFT, Way, lacks_ipvs
 
 from .conftest import POD_A, POD_B
 from .world import CLUSTER_IP, World, ask, directory_of_wrappers, endpoint_slice, names, service
@@ -239,3 +240,13 @@ def test_the_node_gets_what_localhost_node_ports_need(world: World) -> None:
     with world.agent:
         assert world.box.node.read_sysctl("net.ipv4.conf.all.route_localnet") == "1"
         assert names(ask(world.box.node, "127.0.0.1", 30080, 3)) == {"a"}
+
+
+@pytest.mark.skipif(not lacks_ipvs(), reason="this kernel has IPVS")
+def test_without_ipvs_the_agent_falls_back_where_it_may(box: Sandbox) -> None:
+    world = World(box, Way("ipvs", "nft"), flags=["--fallback", "iptables"])
+    world.put("web", service(), endpoint_slice([POD_A]))
+    with world.agent:
+        assert serves(world) == {"a"}
+        assert "falling back to another mode" in world.agent.log_text()
+        assert http_get(box.node, f"http://{METRICS}/proxyMode") == (200, "iptables")
