@@ -169,6 +169,7 @@ def main(**values: Any) -> None:
             bench.connect()
     report.show(_console(), result)
     if options.json_file:
+        options.json_file.parent.mkdir(parents=True, exist_ok=True)
         options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
     if options.plot_file:
         plot.write(options.plot_file, result)
