@@ -7,19 +7,41 @@ import contextlib
 import gc
 import ipaddress
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
 from nodeproxy.agent.backoff import Backoff
-from nodeproxy.agent.cleanup import remove_other_mode
-from nodeproxy.agent.config import AgentConfig, Mode
+from nodeproxy.agent.config import (
+    AgentConfig,
+    as_document,
+    process_start,
+    restart_needed,
+    watch_file,
+    with_fixed_part,
+)
+from nodeproxy.agent.events import (
+    CONFIG_REFUSED,
+    FELL_BACK,
+    HEALTHZ_FAILED,
+    METRICS_FAILED,
+    MODE_SWITCH_FAILED,
+    MODE_SWITCHED,
+    STARTING,
+)
 from nodeproxy.agent.health import Health
-from nodeproxy.agent.http import health_routes, metrics_routes, serving
+from nodeproxy.agent.http import Routes, health_routes, metrics_routes, serving
 from nodeproxy.agent.metrics import Metrics
-from nodeproxy.agent.modes import prepared_programmer
-from nodeproxy.agent.node import available_families, programmer_config
+from nodeproxy.agent.modes import Modes
+from nodeproxy.agent.node import available_families
+from nodeproxy.agent.node_claim import NodeClaim
+from nodeproxy.agent.observers import Observers
+from nodeproxy.agent.other_proxies import AnotherProxyRuns, wait_until_alone
+from nodeproxy.agent.outside import Outside, StartError, reach_outside
+from nodeproxy.agent.reload import follow
 from nodeproxy.agent.sync import SyncLoop
 from nodeproxy.agent.system import apply_settings
 from nodeproxy.cluster.state import ClusterState
@@ -28,7 +50,7 @@ from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker
 from nodeproxy.kernel.addresses import LocalAddress, NodeAddresses, local_addresses
 from nodeproxy.kernel.errors import KernelError
-from nodeproxy.programmer.base import DetectLocalMode, Programmer, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.base import DetectLocalMode, ProgrammingError
 from nodeproxy.programmer.ipvs.names import DEVICE
 from nodeproxy.source.events import Source, SourceError
 
@@ -38,29 +60,29 @@ _COLLECTOR_HELD_SECONDS = 60.0
 _NOT_THE_NODES = (DEVICE,)  # interfaces whose addresses are not the node's own
 
 
-class StartError(Exception):
-    """The agent cannot start; the message is one line that says what is missing and what to do."""
-
-
 class Agent:
-    """One agent on one node."""
+    """One agent on one node. `reload` reads the configuration again (it raises `ConfigError`), from `config_path` if any."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(
+        self, config: AgentConfig, reload: Callable[[], AgentConfig] | None = None, config_path: Path | None = None
+    ) -> None:
         self._config = config
-        self._metrics = Metrics()
-        self._health = Health(config.sync_period_of(config.mode))
+        self._reload = reload
+        self._config_path = config_path
+        self._reload_asked = asyncio.Event()
+        self._config_changed = asyncio.Event()
         self._families: Sequence[Family] = available_families()
+        self._metrics = Metrics(self._families)
+        self._health = Health(config.sync_period_of(config.mode))
         self._local_addresses = _node_addresses()
         self._state = ClusterState(config.node_name)
+        self._modes = Modes(config, self._families, lambda: self._state.node)
         facts = NodeFacts(
             name=config.node_name,
             families=tuple(self._families),
             addresses=tuple(self._local_addresses),
             masquerade_all=config.masquerade_all,
         )
-        self._programmer_config = self._make_programmer_config(config.mode)
-        self._mode = config.mode
-        self._programmer: Programmer | None = None
         self._tracker = ForwardingTracker(facts)
 
     async def run(self) -> None:
@@ -69,49 +91,152 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        source = make_source(self._config)
-        try:
-            self._mode, programmer = await prepared_programmer(self._config, self._make_programmer_config)
-        except ProgrammingError as error:
-            raise StartError(str(error)) from error
-        self._programmer_config = self._make_programmer_config(self._mode)
-        self._programmer = programmer
-        await asyncio.to_thread(apply_settings, self._config, self._programmer_config)
-        if self._config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not self._config.cluster_cidrs:
-            _log.warning("no --cluster-cidr: traffic of local pods cannot be told apart, cluster IPs are not masqueraded")
-        sync = SyncLoop(
-            state=self._state,
-            tracker=self._tracker,
-            programmer=programmer,
-            health=self._health,
-            metrics=self._metrics,
-            min_sync_period=self._config.min_sync_period_of(self._mode),
-            on_node_change=self._node_changed,
-        )
-        health = health_routes(self._health, self._metrics)
-        metrics = metrics_routes(self._metrics, self._mode)
-        async with (
-            serving("healthz", self._config.healthz_bind_address, health),
-            serving("metrics", self._config.metrics_bind_address, metrics),
-        ):
-            await self._until(stop, source, sync)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        outside = reach_outside(self._config, self._metrics)
+        self._events = outside.events
+        with NodeClaim() as claim:
+            if await self._may_program(claim, stop):
+                await self._start()
+                await self._until(stop, outside, self._make_sync_loop())
         _log.info("stopped; what is programmed stays in place")
 
-    async def _until(self, stop: asyncio.Event, source: Source, sync: SyncLoop) -> None:
+    async def _may_program(self, claim: NodeClaim, stop: asyncio.Event) -> bool:
+        """Wait until no other proxy runs here, or do as else told. False where the agent is stopped meanwhile."""
+        ports = (self._config.healthz_bind_address, self._config.metrics_bind_address)
+        waiting = asyncio.create_task(wait_until_alone(self._config.while_another_runs, claim, ports))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                return False
+            await waiting
+        except AnotherProxyRuns as error:
+            raise StartError(str(error)) from error
+        finally:
+            waiting.cancel()
+            stopping.cancel()
+        return True
+
+    async def _start(self) -> None:
+        """Make ready what programs the kernel."""
+        try:
+            await self._modes.start()
+        except ProgrammingError as error:
+            raise StartError(str(error)) from error
+        if self._modes.mode is not self._config.mode:
+            self._events.node(
+                FELL_BACK, f"{self._config.mode} mode cannot be had on this node: {self._modes.mode} mode serves"
+            )
+        self._metrics.set_mode(str(self._modes.mode))
+        await asyncio.to_thread(apply_settings, self._config, self._modes.in_force)
+        if self._config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not self._config.cluster_cidrs:
+            _log.warning("no --cluster-cidr: traffic of local pods cannot be told apart, cluster IPs are not masqueraded")
+        self._observers = Observers(
+            self._config, self._modes.in_force, health=self._health, metrics=self._metrics, events=self._events
+        )
+
+    def _make_sync_loop(self) -> SyncLoop:
+        return SyncLoop(
+            state=self._state,
+            tracker=self._tracker,
+            programmer=self._modes.programmer,
+            health=self._health,
+            metrics=self._metrics,
+            min_sync_period=self._config.min_sync_period_of(self._modes.mode),
+            on_node_change=self._node_changed,
+            events=self._events,
+            observers=self._observers.all,
+        )
+
+    async def _until(self, stop: asyncio.Event, outside: Outside, sync: SyncLoop) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(work)
                 for work in (
+                    *self._serving(),
                     sync.run(),
-                    self._run_source(source, sync),
+                    self._run_source(outside.source, sync),
+                    outside.write_events(),
+                    self._observers.run(),
                     self._follow_addresses(sync),
-                    self._hold_collector(sync),
-                    self._remove_other_mode(sync),
+                    self._say_started(sync),
+                    self._modes.clear_up(sync),
+                    *self._reloading(sync),
                 )
             ]
             await stop.wait()
             for task in tasks:
                 task.cancel()
+
+    def _serving(self) -> Iterator[Coroutine[None, None, None]]:
+        """What answers on the two HTTP addresses."""
+        health = health_routes(self._health, self._metrics)
+        metrics = metrics_routes(
+            self._metrics, lambda: str(self._modes.mode), lambda: msgspec.json.encode(as_document(self._config))
+        )
+        yield self._serve("healthz", lambda config: config.healthz_bind_address, health, HEALTHZ_FAILED)
+        yield self._serve("metrics", lambda config: config.metrics_bind_address, metrics, METRICS_FAILED)
+
+    async def _serve(self, name: str, address_of: Callable[[AgentConfig], str], routes: Routes, failure: str) -> None:
+        """Serve routes where the configuration says, also after that changes."""
+        while True:
+            address = address_of(self._config)
+            async with serving(name, address, routes, failed=lambda note: self._events.node(failure, note, warning=True)):
+                while address_of(self._config) == address:
+                    await self._config_changed.wait()
+
+    def _reloading(self, sync: SyncLoop) -> Iterator[Coroutine[None, None, None]]:
+        """What keeps the configuration current, where there is something to read it from."""
+        if self._reload is not None:
+            yield follow(self._reload, self._reload_asked, lambda config: self._apply(config, sync), self._note_reload)
+            if self._config_path is not None:
+                yield self._watch(self._config_path)
+
+    async def _watch(self, path: Path) -> None:
+        async for _ in watch_file(path, since=process_start()):
+            self._reload_asked.set()
+
+    async def _apply(self, config: AgentConfig, sync: SyncLoop) -> bool:
+        """Put a changed configuration into force while the agent runs. False where that cannot be."""
+        before = self._config
+        if waiting := restart_needed(before, config):
+            _log.warning("changed, but not in force before a restart", settings=waiting)
+        config = with_fixed_part(config, before)
+        if config == before:
+            return True
+        if not await self._change_mode(config, sync):
+            return False
+        self._config = config
+        await asyncio.to_thread(apply_settings, config, self._modes.in_force)
+        self._observers.configure(config, self._modes.in_force)
+        self._health.change_sync_period(config.sync_period_of(config.mode))
+        self._tracker.facts = replace(self._tracker.facts, masquerade_all=config.masquerade_all)
+        sync.request()
+        self._config_changed.set()
+        self._config_changed = asyncio.Event()
+        _log.info("configuration applied", mode=str(config.mode))
+        return True
+
+    async def _change_mode(self, config: AgentConfig, sync: SyncLoop) -> bool:
+        before, switches = self._modes.mode, self._metrics.mode_switches
+        try:
+            await self._modes.change(config, sync)
+        except ProgrammingError as error:
+            _log.error("configuration not applied; the one in force stays", mode=str(before), error=str(error))
+            switches.labels(to=str(config.mode), result="failed").inc()
+            self._events.node(MODE_SWITCH_FAILED, f"to {config.mode}; {before} goes on: {error}", warning=True)
+            return False
+        if self._modes.mode is not before:
+            _log.info("mode switched", before=str(before), mode=str(self._modes.mode))
+            switches.labels(to=str(self._modes.mode), result="done").inc()
+            self._metrics.set_mode(str(self._modes.mode))
+            self._events.node(MODE_SWITCHED, f"from {before} to {self._modes.mode}")
+        return True
+
+    def _note_reload(self, worked: bool) -> None:
+        self._metrics.config_reloads.labels(result="applied" if worked else "refused").inc()
+        if not worked:
+            self._events.node(CONFIG_REFUSED, "the changed configuration is not applied: see the agent's log", warning=True)
 
     async def _run_source(self, source: Source, sync: SyncLoop) -> None:
         """Keep the source going: one that ends or fails is started again, and what is programmed stays."""
@@ -123,18 +248,15 @@ class Agent:
                 _log.error("source failed", error=str(error))
             await asyncio.sleep(backoff.next())
 
-    async def _remove_other_mode(self, sync: SyncLoop) -> None:
-        """Make before break: what another mode left stays until this one is programmed."""
-        await sync.first_sync.wait()
-        await remove_other_mode(self._mode)
-
-    async def _hold_collector(self, sync: SyncLoop) -> None:
+    async def _say_started(self, sync: SyncLoop) -> None:
         """Until the first sync there is no garbage, only state: collecting would cost a fifth of the time to get there."""
         gc.disable()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(sync.first_sync.wait(), _COLLECTOR_HELD_SECONDS)
         gc.freeze()
         gc.enable()
+        await sync.first_sync.wait()
+        self._events.node(STARTING, "")
 
     async def _follow_addresses(self, sync: SyncLoop) -> None:
         """Take note when the node's own addresses change. They matter where no Node object tells them."""
@@ -143,49 +265,28 @@ class Agent:
             try:
                 with NodeAddresses(excluding=_NOT_THE_NODES) as monitor:
                     backoff.reset()
-                    self._take_addresses(monitor.current, sync)
+                    self._take_addresses(tuple(monitor.current), sync)
                     async for news in monitor.changes():
                         if news.node_changed:
-                            self._take_addresses(monitor.current, sync)
+                            self._take_addresses(tuple(monitor.current), sync)
             except KernelError as error:
                 _log.warning("cannot follow local addresses", error=str(error))
             await asyncio.sleep(backoff.next())
 
-    def _take_addresses(self, found: Iterable[LocalAddress], sync: SyncLoop) -> None:
+    def _take_addresses(self, found: Sequence[LocalAddress], sync: SyncLoop) -> None:
+        self._observers.take_addresses(found)
         addresses = _usable(address.address for address in found)
         if addresses != self._local_addresses:
             self._local_addresses = addresses
             self._tracker.facts = replace(self._tracker.facts, addresses=tuple(addresses))
             sync.request()
 
-    def _make_programmer_config(self, mode: Mode) -> ProgrammerConfig:
-        return programmer_config(self._config, mode, self._families, self._state.node)
-
     def _node_changed(self) -> None:
         """The Node object came, changed or went: some rules depend on its CIDRs and addresses."""
         node = self._state.node
         self._health.node_eligible = node is None or node.eligible
-        fresh = self._make_programmer_config(self._mode)
-        if fresh != self._programmer_config and self._programmer is not None:
-            self._programmer_config = fresh
-            self._programmer.configure(fresh)
-
-
-def make_source(config: AgentConfig) -> Source:
-    """The source that the configuration names. Raises `StartError`. Imports only what that source needs."""
-    if config.manifests is not None:
-        from nodeproxy.source.manifests import ManifestSource  # noqa: PLC0415
-
-        return ManifestSource(config.manifests, config.node_name, config.service_proxy_name)
-    from nodeproxy.source.apiserver.credentials import Credentials  # noqa: PLC0415
-    from nodeproxy.source.apiserver.source import ApiServerSource  # noqa: PLC0415
-
-    credentials = Credentials(config.kubeconfig, config.master)
-    try:
-        credentials.load()
-    except SourceError as error:
-        raise StartError(str(error)) from error
-    return ApiServerSource(credentials, config.node_name, config.service_proxy_name)
+        if self._modes.refresh():
+            self._observers.configure(self._config, self._modes.in_force)
 
 
 def _node_addresses() -> list[str]:

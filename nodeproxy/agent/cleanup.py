@@ -1,4 +1,4 @@
-"""Owns removing what agents left: all of it (`nodeproxy cleanup`), or what another mode left where ours took its place."""
+"""Owns removing what agents left: all of it (`nodeproxy cleanup`), or what ours took the place of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import structlog
 
-from nodeproxy.agent.config import Mode
 from nodeproxy.agent.node import available_families
 from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel.errors import KernelError, ToolMissing
@@ -18,7 +17,7 @@ from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, Programm
 from nodeproxy.programmer.iptables import base_chains
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.ipvs import rules as ipvs_rules
-from nodeproxy.programmer.ipvs.cleanup import has_traces, remove_from_kernel
+from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
 from nodeproxy.programmer.rules import transaction as tx
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
@@ -48,36 +47,32 @@ async def clean_up(variants: Sequence[str] | None) -> None:
     _log.info("cleaned up", families=[int(family) for family in families])
 
 
-async def remove_other_mode(mode: Mode) -> None:
-    """Remove what an agent of the other mode left on this node, once `mode` is programmed. What cannot be removed is said.
+async def remove_others(variant: Variant, families: Sequence[Family]) -> None:
+    """Remove what served before and that ours, in `variant`, does not replace: the same rules in the other variant.
 
-    Rules of the nat and filter tables are not among it: every mode replaces them, because the names are the same.
+    What cannot be removed is said.
     """
-    families = available_families()
-    try:
-        if mode is Mode.IPVS:
-            for family in families:
-                await AffinitySets(family).keep_only(())
-            return
-        if not await asyncio.to_thread(has_traces):
-            return
-        for variant in Variant:
-            for family in families:
+    for other in Variant:
+        if other is variant:
+            continue
+        for family in families:
+            try:
                 with contextlib.suppress(ToolMissing):
-                    await _remove_rules(variant, family, ("mangle",))
-        errors = await asyncio.to_thread(remove_from_kernel)
-        _log.info("removed what IPVS mode left", errors=errors)
-    except KernelError as error:
-        _log.warning("what the other mode left is not removed", error=str(error))
+                    if await _remove_rules(other, family):
+                        _log.info("removed rules of the other iptables variant", variant=str(other), family=int(family))
+            except KernelError as error:
+                _log.warning("rules of the other iptables variant are not removed", variant=str(other), error=str(error))
 
 
-async def _remove_rules(variant: Variant, family: Family, of: Sequence[str] = _TABLES) -> None:
+async def _remove_rules(variant: Variant, family: Family) -> bool:
+    """Remove our rules of one variant and family. True where there were any."""
     config = ProgrammerConfig(
         families=(family,),
         local_detector=LocalDetector(),
         node_port_addresses={family: NodePortAddresses(loopback=family is Family.IPV4)},
     )
-    tables = KernelTables(XTables(variant, family.value), of)
+    tables = KernelTables(XTables(variant, family.value), _TABLES)
     text = tx.render(tx.cleanup([*base_chains.jumps(family, config), *ipvs_rules.jumps()], await tables.read()))
     if text:
         await tables.restore(text, after_read=True)
+    return bool(text)

@@ -1,43 +1,172 @@
-"""Owns the choice of the programmer: by mode, with the variant of iptables that fits the node, and the fallback."""
+"""Owns which programmer is in force: chosen at the start, changed while the agent runs, and how what was there before goes.
+
+A change is make before break. The new mode is programmed as a whole while the old one serves, and only then does the old one
+withdraw, step by step, so that established flows end by themselves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from nodeproxy.agent.backoff import Backoff
+from nodeproxy.agent.cleanup import remove_others
 from nodeproxy.agent.config import AgentConfig, Mode
+from nodeproxy.agent.node import programmer_config
+from nodeproxy.agent.sync import SyncLoop
+from nodeproxy.cluster.checked import CheckedNode
+from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.variant import detect_variant
 from nodeproxy.kernel.xtables_tools import Variant
-from nodeproxy.programmer.base import Programmer, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.base import Programmer, ProgrammerConfig, ProgrammingError, Withdrawal
 from nodeproxy.programmer.iptables.programmer import IptablesProgrammer
 from nodeproxy.programmer.ipvs.programmer import IpvsProgrammer
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
+from nodeproxy.programmer.ipvs.withdrawal import addresses_are_left
 
 _log = structlog.get_logger(__name__)
 
+_STEP_SECONDS = 2.0
 
-async def prepared_programmer(
-    config: AgentConfig, programmer: Callable[[Mode], ProgrammerConfig]
-) -> tuple[Mode, Programmer]:
-    """The programmer of the configured mode, ready to apply, or that of the fallback where the kernel lacks something.
 
-    `programmer` makes the configuration for a mode. Raises `ProgrammingError` with what is missing and what to do.
-    """
-    variant = choose_variant(config)
-    made = _make(config, config.mode, programmer(config.mode), variant)
-    try:
-        await made.prepare()
-    except ProgrammingError as error:
-        if config.fallback is None or config.fallback is config.mode:
-            raise
-        _log.warning("falling back to another mode", wanted=str(config.mode), mode=str(config.fallback), reason=str(error))
-    else:
-        return config.mode, made
-    made = _make(config, config.fallback, programmer(config.fallback), variant)
-    await made.prepare()
-    return config.fallback, made
+class Modes:
+    """The programmer in force on this node. `node` tells what the Node object says now."""
+
+    def __init__(self, config: AgentConfig, families: Sequence[Family], node: Callable[[], CheckedNode | None]) -> None:
+        self._config = config
+        self._families = tuple(families)
+        self._node = node
+        self._variant = Variant.NFT
+        self._draining = False
+        self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self.mode = config.mode
+
+    async def start(self) -> None:
+        """Prepare the programmer of the configured mode, or that of the fallback where the kernel lacks something.
+
+        Raises `ProgrammingError` with what is missing and what to do.
+        """
+        self._variant = choose_variant(self._config)
+        self._draining = await self._addresses_are_left()
+        self.mode, self.programmer, self._in_force = await self._prepared(self._config)
+
+    async def change(self, config: AgentConfig, sync: SyncLoop) -> None:
+        """Put a changed configuration into force, in another mode if it says so.
+
+        Raises `ProgrammingError` where that cannot be; what was in force stays so.
+        """
+        self._draining = self._draining or (self.mode is Mode.IPVS and await self._addresses_are_left())
+        mode, programmer, in_force = await self._prepared(config)
+        async with self._writing:
+            try:
+                await sync.switch(programmer, config.min_sync_period_of(mode), back=self._in_force)
+                self._config, self.mode, self.programmer, self._in_force = config, mode, programmer, in_force
+            finally:
+                self._changed.set()
+        if self.refresh():  # the Node changed meanwhile
+            sync.request()
+
+    async def _prepared(self, config: AgentConfig) -> tuple[Mode, Programmer, ProgrammerConfig]:
+        """The programmer of the configured mode or of the fallback, ready to apply."""
+        try:
+            return await self._prepared_for(config, config.mode)
+        except ProgrammingError as error:
+            if config.fallback is None or config.fallback is config.mode:
+                raise
+            _log.warning(
+                "falling back to another mode", wanted=str(config.mode), mode=str(config.fallback), reason=str(error)
+            )
+            return await self._prepared_for(config, config.fallback)
+
+    async def _prepared_for(self, config: AgentConfig, mode: Mode) -> tuple[Mode, Programmer, ProgrammerConfig]:
+        in_force = self._programmer_config(config, mode)
+        programmer = self._make(config, mode, in_force)
+        await programmer.prepare()
+        return mode, programmer, in_force
+
+    def refresh(self) -> bool:
+        """Tell the programmer what it needs to know of the node now. True where that changed, so that a sync is needed."""
+        fresh = self._programmer_config(self._config, self.mode)
+        if fresh == self._in_force:
+            return False
+        self._in_force = fresh
+        self.programmer.configure(fresh)
+        return True
+
+    @property
+    def in_force(self) -> ProgrammerConfig:
+        """How the programmer is configured."""
+        return self._in_force
+
+    async def clear_up(self, sync: SyncLoop) -> None:
+        """Until cancelled: after the first sync and each change, let go of what other modes and proxies left."""
+        await sync.first_sync.wait()
+        while True:
+            self._changed.clear()
+            async with self._writing:
+                await remove_others(self._variant, self._families)
+                others = [self._make(self._config, mode, self._in_force) for mode in Mode if mode is not self.mode]
+            await asyncio.gather(*(self._let_go(other, sync) for other in others))
+            if not self._changed.is_set():
+                self._drained(sync)
+            await self._changed.wait()
+
+    async def _let_go(self, other: Programmer, sync: SyncLoop) -> None:
+        """Have a programmer withdraw, until it is done or another change comes."""
+        backoff = Backoff(_STEP_SECONDS, 60.0)
+        while True:
+            delay = _STEP_SECONDS
+            try:
+                async with self._writing:
+                    if self._changed.is_set():
+                        return
+                    state = await other.withdraw()
+            except ProgrammingError as error:
+                delay = backoff.next()
+                _log.warning("what another mode left is not removed", error=str(error), retry_seconds=round(delay, 1))
+            else:
+                if state is Withdrawal.DONE:
+                    return
+                if state is Withdrawal.IDLE:
+                    delay = backoff.next()
+                    self._drained(sync)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), delay)
+
+    def _drained(self, sync: SyncLoop) -> None:
+        self._draining = False
+        if self.refresh():
+            sync.request()
+
+    async def _addresses_are_left(self) -> bool:
+        try:
+            return await asyncio.to_thread(addresses_are_left, self._families)
+        except KernelError as error:
+            _log.warning("service addresses of IPVS mode are not guarded while they drain", error=str(error))
+            return False
+
+    def _programmer_config(self, config: AgentConfig, mode: Mode) -> ProgrammerConfig:
+        draining = self._draining and mode is Mode.IPTABLES
+        return programmer_config(config, mode, self._families, self._node(), draining=draining)
+
+    def _make(self, config: AgentConfig, mode: Mode, programmer: ProgrammerConfig) -> Programmer:
+        if mode is Mode.IPTABLES:
+            return IptablesProgrammer(programmer, self._variant)
+        settings = IpvsSettings(
+            scheduler=config.ipvs_scheduler,
+            strict_arp=config.ipvs_strict_arp,
+            exclude_cidrs=config.ipvs_exclude_cidrs,
+            tcp_timeout=round(config.ipvs_tcp_timeout),
+            tcp_fin_timeout=round(config.ipvs_tcpfin_timeout),
+            udp_timeout=round(config.ipvs_udp_timeout),
+            drain_seconds=config.ipvs_drain_timeout,
+        )
+        return IpvsProgrammer(programmer, settings, self._variant)
 
 
 def choose_variant(config: AgentConfig) -> Variant:
@@ -50,18 +179,3 @@ def choose_variant(config: AgentConfig) -> Variant:
         raise ProgrammingError(str(error)) from error
     _log.info("iptables variant", variant=str(variant), reason=reason)
     return variant
-
-
-def _make(config: AgentConfig, mode: Mode, programmer: ProgrammerConfig, variant: Variant) -> Programmer:
-    if mode is Mode.IPTABLES:
-        return IptablesProgrammer(programmer, variant)
-    settings = IpvsSettings(
-        scheduler=config.ipvs_scheduler,
-        strict_arp=config.ipvs_strict_arp,
-        exclude_cidrs=config.ipvs_exclude_cidrs,
-        tcp_timeout=round(config.ipvs_tcp_timeout),
-        tcp_fin_timeout=round(config.ipvs_tcpfin_timeout),
-        udp_timeout=round(config.ipvs_udp_timeout),
-        drain_seconds=config.ipvs_drain_timeout,
-    )
-    return IpvsProgrammer(programmer, settings, variant)

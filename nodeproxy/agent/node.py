@@ -27,9 +27,10 @@ def available_families() -> tuple[Family, ...]:
 
 
 def programmer_config(
-    config: AgentConfig, mode: Mode, families: Sequence[Family], node: CheckedNode | None
+    config: AgentConfig, mode: Mode, families: Sequence[Family], node: CheckedNode | None, *, draining: bool = False
 ) -> ProgrammerConfig:
-    """What a programmer needs to know. `node` is None as long as no Node object tells of this node.
+    """What a programmer needs to know. `node` is None as long as no Node object tells of this node. `draining`: see
+    `ProgrammerConfig.draining_addresses`.
 
     Node ports on loopback are only for iptables mode: IPVS refuses packets of a loopback source that leave the node.
     """
@@ -40,6 +41,7 @@ def programmer_config(
         node_port_addresses={family: _node_port_addresses(config, family, node, loopback) for family in families},
         masquerade_bit=config.masquerade_bit,
         conntrack_tcp_be_liberal=config.conntrack_tcp_be_liberal,
+        draining_addresses=draining,
     )
 
 

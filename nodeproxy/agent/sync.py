@@ -11,23 +11,41 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from nodeproxy.agent.backoff import Backoff
+from nodeproxy.agent.events import REFUSED_BY_KERNEL, REFUSED_FIELD, EventRecorder
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.metrics import Metrics
 from nodeproxy.api.objects import EndpointSlice, Service
 from nodeproxy.cluster.state import ClusterChanges, ClusterState
-from nodeproxy.forwarding.table import Delta, RowChange, ServiceName, ServicePortKey, merge_deltas
+from nodeproxy.forwarding.table import Delta, ForwardingTable, RowChange, ServiceName, ServicePortKey, merge_deltas
 from nodeproxy.forwarding.tracker import ForwardingTracker
-from nodeproxy.programmer.base import ApplyResult, Programmer, ProgrammingError
+from nodeproxy.programmer.base import ApplyResult, Programmer, ProgrammerConfig, ProgrammingError
 from nodeproxy.source.events import Event, Upserted
 
 _log = structlog.get_logger(__name__)
 
 _AUDIT_PERIOD = 1.0
 _NOTHING = Delta(rows={}, health_checks={})
+
+
+class Observer(Protocol):
+    """Is told what was programmed, and never steers. Called on the event loop: must return at once."""
+
+    def programmed(self, table: ForwardingTable, delta: Delta) -> None:
+        """The kernel holds `table`, of which `delta` is new since the last call; with the first one, everything is."""
+
+
+class _Switch(NamedTuple):
+    """A change of programmers that is asked for. `back`: how the one in force is configured, should the other one fail."""
+
+    programmer: Programmer
+    min_sync_period: float
+    back: ProgrammerConfig
+    done: asyncio.Future[None]
 
 
 class SyncLoop:
@@ -43,6 +61,8 @@ class SyncLoop:
         metrics: Metrics,
         min_sync_period: float,
         on_node_change: Callable[[], None],
+        events: EventRecorder,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._state = state
         self._tracker = tracker
@@ -51,6 +71,9 @@ class SyncLoop:
         self._metrics = metrics
         self._min_sync_period = min_sync_period
         self._on_node_change = on_node_change
+        self._events = events
+        self._observers = tuple(observers)
+        self._switch: _Switch | None = None
         self._wake = asyncio.Event()
         self._services: set[ServiceName] = set()
         self._triggers: dict[ServiceName, list[str]] = {}
@@ -91,10 +114,24 @@ class SyncLoop:
         self._metrics.last_queued.set_to_current_time()
         self._wake.set()
 
+    async def switch(self, programmer: Programmer, min_sync_period: float, *, back: ProgrammerConfig) -> None:
+        """Program everything by another programmer, which is prepared, and go on with it: make before break.
+
+        Raises `ProgrammingError` where it cannot; then the one in force, configured as `back`, sets right what was changed.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._switch = _Switch(programmer, min_sync_period, back, done)
+        self._wake.set()
+        await done
+
     async def run(self) -> None:
         """Sync until cancelled. The kernel is not touched before the first complete list of both kinds."""
         while True:
             self._wake.clear()
+            if self._switch is not None:
+                switch, self._switch = self._switch, None
+                await self._carry_out(switch)
+                continue
             now = time.monotonic()
             sync_at = self._sync_due()
             if sync_at is not None and sync_at <= now:
@@ -116,6 +153,20 @@ class SyncLoop:
             return self._not_before
         return None if self._retry_at is None else max(self._retry_at, self._not_before)
 
+    async def _carry_out(self, switch: _Switch) -> None:
+        before, self._programmer = self._programmer, switch.programmer
+        error = await self._sync() if self._synced_once else None
+        if error is None:
+            self._min_sync_period = switch.min_sync_period
+            if not switch.done.cancelled():
+                switch.done.set_result(None)
+            return
+        self._programmer = before
+        before.configure(switch.back)
+        self._hold(0.0)
+        if not switch.done.cancelled():
+            switch.done.set_exception(error)
+
     async def _audit(self) -> None:
         try:
             if not await self._programmer.audit():
@@ -127,7 +178,8 @@ class SyncLoop:
         _log.warning("rules were changed by somebody else; putting them back")
         await self._sync()
 
-    async def _sync(self) -> None:
+    async def _sync(self) -> ProgrammingError | None:
+        """Program what changed. An error is said and counted, and the next sync tries again."""
         start = time.monotonic()
         self._dirty = False
         triggers, self._triggers = self._triggers, {}
@@ -137,6 +189,7 @@ class SyncLoop:
         for problem in delta.problems:
             self._metrics.refused_objects.labels(kind="Service").inc()
             _log.error("part of an object refused", service=str(problem.service), field=problem.field, reason=problem.reason)
+            self._events.service(problem.service, REFUSED_FIELD, f"{problem.field}: {problem.reason}")
         self._unprogrammed = merge_deltas(self._unprogrammed, delta)
         retry = self._retry_at is not None and start >= self._retry_at
         again = {key: RowChange(None, self._tracker.table.rows.get(key)) for key in self._refused} if retry else {}
@@ -150,11 +203,14 @@ class SyncLoop:
             delay = self._failure_backoff.next()
             self._hold(delay)
             _log.error("sync failed", error=str(error), retry_seconds=round(delay, 1))
-            return
-        self._unprogrammed = _NOTHING
+            return error
+        programmed, self._unprogrammed = self._unprogrammed, _NOTHING
         self._failure_backoff.reset()
         self._note_refused(result, wanted, retry)
         self._finish(start, result.full, triggers, len(wanted.rows))
+        for observer in self._observers:
+            observer.programmed(self._tracker.table, programmed)
+        return None
 
     def _hold(self, delay: float) -> None:
         """Come back after `delay` seconds, and not before."""
@@ -171,6 +227,7 @@ class SyncLoop:
                 _log.error(
                     "the kernel refuses a ServicePort; all others are programmed", service_port=str(key), reason=reason
                 )
+                self._events.service(key.name.service, REFUSED_BY_KERNEL, f"{key}: {reason}")
         if not self._refused:
             self._refused_backoff.reset()
             self._retry_at = None

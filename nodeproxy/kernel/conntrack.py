@@ -114,7 +114,7 @@ def count() -> int:
         try:
             answers = [*netlink.dump(_GET_STATS, bytes((0, 0, 0, 0)), 0, "count conntrack entries")]
         except RequestRefused as error:
-            raise _missing(error) from error
+            raise why_refused(error) from error
     for answer in answers:
         for kind, start, end in attributes(answer, 4, len(answer)):
             if kind == _CTA_STATS_GLOBAL_ENTRIES:
@@ -154,13 +154,13 @@ def _read(family: int, asked: bytes, wanted: _Wanted) -> Iterator[Flow]:
                     yield flow
             except RequestRefused as error:
                 if started or body == head:
-                    raise _missing(error) from error
+                    raise why_refused(error) from error
                 continue  # a kernel that knows of filters, but not of this one
         return
 
 
-def _missing(error: RequestRefused) -> RequestRefused | FeatureMissing:
-    """nfnetlink answers EINVAL or EOPNOTSUPP for a subsystem that is not there."""
+def why_refused(error: RequestRefused) -> RequestRefused | FeatureMissing:
+    """The error to raise for a refused request: nfnetlink answers EINVAL or EOPNOTSUPP for a subsystem that is not there."""
     if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
         return FeatureMissing("conntrack over netlink", f"the module nf_conntrack_netlink is not there ({error})")
     return error

@@ -49,6 +49,8 @@ class ProgrammerConfig(Struct, frozen=True):
     node_port_addresses: Mapping[Family, NodePortAddresses]
     masquerade_bit: int = 14
     conntrack_tcp_be_liberal: bool = False
+    draining_addresses: bool = False
+    """IPVS mode has handed over, and its service addresses stay on the node until their connections have ended."""
 
 
 class ApplyResult(Struct, frozen=True):
@@ -56,6 +58,17 @@ class ApplyResult(Struct, frozen=True):
 
     refused: Mapping[ServicePortKey, str] = {}
     full: bool = False
+
+
+class Withdrawal(enum.Enum):
+    """How far a programmer has let go of the kernel; see `Programmer.withdraw`."""
+
+    CARRIES_FLOWS = "carries flows"
+    """Established flows still go through what it programmed."""
+    IDLE = "idle"
+    """Nothing goes through it any more, but something of it could not be removed yet."""
+    DONE = "done"
+    """Nothing of it is left."""
 
 
 class ProgrammingError(Exception):
@@ -79,6 +92,13 @@ class Programmer(Protocol):
 
     async def audit(self) -> bool:
         """Compare the kernel with what was programmed, cheaply. True where they differ: the next apply repairs."""
+
+    async def withdraw(self) -> Withdrawal:
+        """Take a step out of the kernel without cutting a flow, now that the programmer of another mode serves.
+
+        Needs no `prepare`, and goes on where a former agent stopped. To be called again, seconds later, until it is done.
+        Raises `ProgrammingError`.
+        """
 
     async def cleanup(self) -> None:
         """Remove everything of ours from the kernel, and nothing else."""

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
+import pytest
 
+from nodeproxy.agent.events import NoEvents
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.metrics import Metrics
 from nodeproxy.agent.sync import SyncLoop
@@ -19,7 +21,14 @@ from nodeproxy.cluster.state import ClusterState
 from nodeproxy.forwarding.node import NodeFacts
 from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, ServicePortKey
 from nodeproxy.forwarding.tracker import ForwardingTracker
-from nodeproxy.programmer.base import ApplyResult, ProgrammingError
+from nodeproxy.programmer.base import (
+    ApplyResult,
+    LocalDetector,
+    NodePortAddresses,
+    ProgrammerConfig,
+    ProgrammingError,
+    Withdrawal,
+)
 from nodeproxy.source.events import Deleted, Event, ListComplete, Upserted
 
 COMPLETE: Sequence[Event] = (ListComplete(Kind.SERVICE), ListComplete(Kind.ENDPOINT_SLICE))
@@ -39,11 +48,15 @@ class Recorder:
     def __init__(self) -> None:
         self.programmed: dict[ServicePortKey, object] = {}
         self.calls: list[Delta] = []
+        self.configured: list[ProgrammerConfig] = []
         self.failures = 0
         self.refuse: Callable[[ServicePortKey], bool] = lambda key: False
 
     async def prepare(self) -> None:
         """Nothing to prepare."""
+
+    def configure(self, config: ProgrammerConfig) -> None:
+        self.configured.append(config)
 
     async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
         self.calls.append(delta)
@@ -60,12 +73,30 @@ class Recorder:
     async def audit(self) -> bool:
         return False
 
+    async def withdraw(self) -> Withdrawal:
+        return Withdrawal.DONE
+
     async def cleanup(self) -> None:
         """Nothing to clean up."""
 
 
+class Listener:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+
+    def programmed(self, table: ForwardingTable, delta: Delta) -> None:
+        self.deltas.append(delta)
+
+
+BACK = ProgrammerConfig((Family.IPV4,), LocalDetector(), {Family.IPV4: NodePortAddresses()})
+
+
 @asynccontextmanager
-async def running(programmer: Recorder, min_sync_period: float = 0.0) -> AsyncIterator[tuple[SyncLoop, Health]]:
+async def running(
+    programmer: Recorder, min_sync_period: float = 0.0, observer: Listener | None = None
+) -> AsyncIterator[tuple[SyncLoop, Health]]:
     health = Health(sync_period=30)
     loop = SyncLoop(
         state=ClusterState("n"),
@@ -75,6 +106,8 @@ async def running(programmer: Recorder, min_sync_period: float = 0.0) -> AsyncIt
         metrics=Metrics(),
         min_sync_period=min_sync_period,
         on_node_change=lambda: None,
+        events=NoEvents(),
+        observers=[observer] if observer else [],
     )
     task = asyncio.create_task(loop.run())
     try:
@@ -182,3 +215,52 @@ def test_health_is_lost_when_a_change_waits_too_long() -> None:
     health.node_eligible = False
     assert (health.healthy, health.alive) == (False, True)
     assert msgspec.to_builtins(health.status())["nodeEligible"] is False
+
+
+async def test_a_switch_programs_everything_by_the_other_programmer_and_goes_on_with_it() -> None:
+    before, after = Recorder(), Recorder()
+    async with running(before) as (loop, _):
+        loop.deliver([service(1), *COMPLETE])
+        await until(lambda: len(before.programmed) == 1)
+        await loop.switch(after, 0.0, back=BACK)
+        assert len(after.calls) == 1
+        loop.deliver([service(2)])
+        await until(lambda: len(after.programmed) == 1)
+        assert len(before.calls) == 1
+
+
+async def test_a_switch_that_fails_goes_back_and_programs_anew() -> None:
+    before, after = Recorder(), Recorder()
+    after.failures = 1
+    async with running(before) as (loop, _):
+        loop.deliver([service(1), *COMPLETE])
+        await until(lambda: len(before.programmed) == 1)
+        with pytest.raises(ProgrammingError, match="told to fail"):
+            await loop.switch(after, 0.0, back=BACK)
+        await until(lambda: len(before.calls) == 2)
+        assert before.configured == [BACK]
+        loop.deliver([service(2)])
+        await until(lambda: len(before.programmed) == 2)
+        assert len(after.calls) == 1
+
+
+async def test_a_switch_before_the_first_sync_waits_for_nothing() -> None:
+    before, after = Recorder(), Recorder()
+    async with running(before) as (loop, _):
+        await loop.switch(after, 0.0, back=BACK)
+        loop.deliver([service(1), *COMPLETE])
+        await until(lambda: len(after.programmed) == 1)
+        assert before.calls == []
+
+
+async def test_observers_hear_everything_once_also_after_a_failure() -> None:
+    programmer, heard = Recorder(), Listener()
+    async with running(programmer, observer=heard) as (loop, _):
+        programmer.failures = 1
+        loop.deliver([service(1), *COMPLETE])
+        await until(lambda: len(heard.deltas) == 1)
+        assert len(programmer.calls) == 2
+        assert {str(key.name) for key in heard.deltas[0].rows} == {"ns/s1"}
+        loop.deliver([service(2)])
+        await until(lambda: len(heard.deltas) == 2)
+        assert {str(key.name) for key in heard.deltas[1].rows} == {"ns/s2"}

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from nodeproxy.forwarding.table import Family, IPProtocol
 from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, Leaf, PortSpace
-from nodeproxy.programmer.rules.names import MAX_CHAIN_NAME
+from nodeproxy.programmer.rules.names import MAX_CHAIN_NAME, TREE
 
 PROTOCOLS = st.sampled_from(list(IPProtocol))
 PORTS = st.one_of(st.sampled_from([80, 443, 65535, 1]), st.integers(1, 65535))
-IPV4 = AddressSpace(Family.IPV4, "KUBE-IP-")
-IPV6 = AddressSpace(Family.IPV6, "KUBE-IP-")
-NODE_PORTS = PortSpace("KUBE-PORTS-")
+IPV4 = AddressSpace(Family.IPV4, TREE)
+IPV6 = AddressSpace(Family.IPV6, TREE)
+NODE_PORTS = PortSpace(TREE)
 SPACES = {
     "IPv4": (
         IPV4,

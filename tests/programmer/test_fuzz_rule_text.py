@@ -95,7 +95,7 @@ MATCHES = "|".join(
 TARGETS = "|".join(
     (
         r"KUBE-[A-Z]+-[A-Z2-7]{16}",
-        r"KUBE-(?:MARK-MASQ|NODEPORTS|EXTERNAL-SERVICES|IP-[A-Z0-9a-f./:-]+|PORTS-[a-z0-9-]+|HEALTH-[a-z0-9-]+)",
+        r"KUBE-(?:MARK-MASQ|NODEPORTS|EXTERNAL-SERVICES|SVC-(?:IP-[A-Z2-7]{16}|[0-9a-f.:]+/[0-9]+|[a-z]+-[0-9-]+)|HEALTH-[a-z0-9-]+)",
         rf"DNAT --to-destination (?:{V4}|\[{V6}\]):\d{{1,5}}",
         r"REJECT --reject-with icmp6?-port-unreachable",
         r"SET --add-set KUBE-AFFINITY6?-[A-Z2-7]{16} src --exist --timeout \d{1,5}",
@@ -191,7 +191,7 @@ def test_no_text_escapes_its_field() -> None:
 
 
 def test_the_grammar_is_strict() -> None:
-    good = '-A KUBE-IP-10.0.0.0/8 -d 10.0.0.1/32 -p tcp -m comment --comment "ns/svc:p cluster IP" -m tcp --dport 80 -j DROP'
+    good = '-A KUBE-SVC-10.0.0.0/8 -d 10.0.0.1/32 -p tcp -m comment --comment "ns/svc:p cluster IP" -m tcp --dport 80 -j DROP'
     assert LINE.fullmatch(good)
     for bad in (
         good.replace("svc", 'svc" -j ACCEPT -m comment --comment "'),

@@ -10,12 +10,14 @@ import ipaddress
 
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import NodePortAddresses, ProgrammerConfig
+from nodeproxy.programmer.iptables import draining
 from nodeproxy.programmer.rules.chains import Jump
 from nodeproxy.programmer.rules.common import Features, forward_chain, mark_chain, postrouting_chain, same_addresses
 from nodeproxy.programmer.rules.names import (
     EXTERNAL_SERVICES,
     FIREWALL,
     FORWARD,
+    IPVS_FILTER,
     MARK_MASQ,
     NODE_PORTS,
     POSTROUTING,
@@ -53,6 +55,8 @@ def jumps(family: Family, config: ProgrammerConfig) -> list[Jump]:
             Jump("filter", "INPUT", f"-j {FIREWALL}", True),
             Jump("filter", "OUTPUT", f"-j {FIREWALL}", True),
         ]
+    if config.draining_addresses:
+        result.append(draining.JUMP)
     return result
 
 
@@ -63,12 +67,13 @@ def hairpin_rule(family: Family) -> str:
 
 def fixed_chains(family: Family, config: ProgrammerConfig, features: Features) -> dict[str, dict[str, list[str]]]:
     """Chains of ours with fixed content, by table."""
+    access = {IPVS_FILTER: draining.access_filter(family)} if config.draining_addresses else {}
     return {
         "nat": {
             MARK_MASQ: mark_chain(config),
             POSTROUTING: postrouting_chain(config, features, [hairpin_rule(family)] if features.bpf else []),
         },
-        "filter": {FORWARD: forward_chain(config)},
+        "filter": {FORWARD: forward_chain(config), **access},
     }
 
 

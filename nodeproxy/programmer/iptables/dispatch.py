@@ -85,7 +85,7 @@ class AddressSpace:
             name = f"{self._chain_prefix}{self._network(prefix, length)}"
             if len(name) <= MAX_CHAIN_NAME:
                 return name
-        return self._chain_prefix + hash16(f"{prefix:x}/{length}")
+        return f"{self._chain_prefix}IP-{hash16(f'{prefix:x}/{length}')}"
 
     def _network(self, prefix: int, length: int) -> str:
         packed = (prefix << (self._bits - length)).to_bytes(self._bits // 8)

@@ -30,6 +30,7 @@ _log = structlog.get_logger(__name__)
 
 _HASH_IN_CHAIN = re.compile(r"KUBE-(?:SVC|SVL|EXT|FW)-([A-Z2-7]{16})")
 _PROBE = "KUBE-PROXY-CANARY"
+_OF_OTHER_MODES = ("mangle",)
 # A tool that fails with words that no driver knows may have been refused just as well: the search for the row tells.
 _REFUSALS = (RestoreRefused, ToolFailed)
 
@@ -62,7 +63,7 @@ class FamilyProgrammer:
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
         """Find the tools, and what they and the kernel can do. Raises `ProgrammingError` where this family cannot be had."""
         try:
-            tables = KernelTables(XTables(variant, family.value), TABLES)
+            tables = KernelTables(XTables(variant, family.value), TABLES, _OF_OTHER_MODES)
             features = await tables.probe(hairpin_rule(family))
             if not features.bpf:
                 _log.info("no BPF matches here: a chain for each endpoint recognises hairpin traffic", family=int(family))

@@ -10,7 +10,7 @@ import structlog
 from nodeproxy.forwarding.table import Delta, ForwardingTable, ServicePort, ServicePortKey
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.xtables_tools import Variant
-from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError, Withdrawal
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.iptables.family import FamilyProgrammer
 from nodeproxy.programmer.stale_flows import StaleFlows
@@ -75,6 +75,15 @@ class IptablesProgrammer:
             return any([await family.audit() for family in self._families])
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
+
+    async def withdraw(self) -> Withdrawal:
+        """Leave to another mode, whose rules are in the place of ours: flows live in conntrack, and only ipsets remain."""
+        try:
+            for family in self._config.families:
+                await AffinitySets(family).keep_only(())
+        except KernelError as error:
+            raise ProgrammingError(str(error)) from error
+        return Withdrawal.DONE
 
     async def cleanup(self) -> None:
         """Remove everything of ours, in every family."""

@@ -14,16 +14,16 @@ from nodeproxy.forwarding.table import Family, FrontendKind, IPProtocol, Service
 from nodeproxy.programmer.base import ProgrammerConfig
 from nodeproxy.programmer.iptables.base_chains import NODE_PORT_CHAIN, fixed_chains, node_port_entry
 from nodeproxy.programmer.iptables.dispatch import AddressSpace, DispatchTree, Leaf, PortSpace
+from nodeproxy.programmer.iptables.draining import masquerade_service_addresses
 from nodeproxy.programmer.iptables.service_rules import AffinitySet, ServiceRules, Translator
 from nodeproxy.programmer.rules.chains import TableChange
 from nodeproxy.programmer.rules.common import Features
 from nodeproxy.programmer.rules.names import (
-    ADDRESS_TREE,
     HEALTH_PORT_TREE,
     MARK_MASQ,
-    NODE_PORT_TREE,
     NODE_PORTS,
     SERVICES,
+    TREE,
     service_hash,
 )
 
@@ -50,8 +50,8 @@ class Ruleset:
         self.rows: dict[ServicePortKey, ServicePort] = {}
         self._with_affinity = 0
         self._translator = Translator(family, config.local_detector, hairpin_chains=not features.bpf)
-        self._addresses = AddressSpace(family, ADDRESS_TREE)
-        self._ports = PortSpace(NODE_PORT_TREE)
+        self._addresses = AddressSpace(family, TREE)
+        self._ports = PortSpace(TREE)
         self._health_ports = PortSpace(HEALTH_PORT_TREE)
         self._fixed = fixed_chains(family, config, features)
         self._address_trees = {table: DispatchTree(SERVICES, self._addresses) for table in TABLES}
@@ -59,6 +59,7 @@ class Ruleset:
         self._health_tree = DispatchTree(NODE_PORTS, self._health_ports)
         entries = config.node_port_addresses[family]
         self._entry = {table: node_port_entry(family, entries, NODE_PORT_CHAIN[table]) for table in TABLES}
+        self._first = {"nat": [masquerade_service_addresses(family)] if config.draining_addresses else [], "filter": []}
 
     def translate(self, row: ServicePort) -> ServiceRules:
         """Rules of one row."""
@@ -156,7 +157,7 @@ class Ruleset:
             yield self._health_tree
 
     def _complete(self, table: str, chain: str, rules: list[str]) -> list[str]:
-        return [*rules, *self._entry[table]] if chain == SERVICES else rules
+        return [*self._first[table], *rules, *self._entry[table]] if chain == SERVICES else rules
 
     def _leaves(self, rules: ServiceRules | None) -> Iterator[tuple[DispatchTree, int, Leaf]]:
         """Where the leaves of a row go."""

@@ -1,9 +1,11 @@
 """Owns one family in IPVS mode: full passes, incremental changes, the audit, and what must happen in which order.
 
 What is added comes before what is taken away. Of what is added, the virtual servers come first, then the sets that let
-packets through to them and mark them for masquerading, and the addresses last: until then no packet gets here. What the
-kernel is believed to hold is kept by `VirtualServers`, `ServiceSets` and `ServiceAddresses`; after drift or failure the next
-pass is a full one, which reads the kernel anew and changes only what differs.
+packets through to them and mark them for masquerading, and the addresses last: until then no packet gets here. But where
+rules forward already (another mode's, kube-proxy's), the addresses come before ours replace them, lest packets get nowhere.
+
+What the kernel is believed to hold is kept by `VirtualServers`, `ServiceSets` and `ServiceAddresses`; after drift or failure
+the next pass is a full one, which reads the kernel anew and changes only what differs.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from nodeproxy.programmer.rules.common import Features, same_addresses
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
 _log = structlog.get_logger(__name__)
+
+_FENCES = ("mangle", "filter")
 
 Rows = Mapping[ServicePortKey, ServicePort | None]
 Refused = dict[ServicePortKey, str]
@@ -162,7 +166,15 @@ class FamilyProgrammer:
         change.places.update(self._servers)
         _update_health_ports(change, frozenset(), self._health_ports)
         refused = await asyncio.to_thread(self._raise_up, wanted, change)
-        text = tx.render(tx.full(self._chains(wanted), jumps(), await self._tables.read()))
+        kernel = await self._tables.read()
+        transaction = tx.full(self._chains(wanted), jumps(), kernel)
+        text = tx.render(transaction)
+        if text and tx.serves(kernel["nat"]):
+            # Somebody's rules forward already, before a packet is delivered here: fences and addresses come before ours.
+            if ahead := tx.render(tx.without_removals(transaction, _FENCES)):
+                await self._tables.restore(ahead, after_read=True)
+                text = tx.render(tx.full(self._chains(wanted), jumps(), await self._tables.read()))
+            refused |= await asyncio.to_thread(self._add_addresses, wanted, wanted.addresses)
         if text:
             await self._tables.restore(text, after_read=True)
         else:

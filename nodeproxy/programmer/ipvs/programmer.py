@@ -11,12 +11,13 @@ from nodeproxy.forwarding.table import Delta, Family, ForwardingTable
 from nodeproxy.kernel.addresses import NodeAddresses
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.xtables_tools import Variant
-from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError, Withdrawal
 from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
 from nodeproxy.programmer.ipvs.family import FamilyProgrammer, Refused
 from nodeproxy.programmer.ipvs.names import DEVICE
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
 from nodeproxy.programmer.ipvs.system import apply_settings, missing_features
+from nodeproxy.programmer.ipvs.withdrawal import Leaving
 from nodeproxy.programmer.stale_flows import StaleFlows
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class IpvsProgrammer:
         self._node: NodeAddresses | None = None
         self._own_addresses: dict[Family, frozenset[str]] = {}
         self._removed_addresses: frozenset[str] = frozenset()
+        self._leaving: Leaving | None = None
 
     async def prepare(self) -> None:
         """Check kernel and tools, set sysctls. A family that cannot be had is left out; `ProgrammingError` if none can."""
@@ -96,6 +98,14 @@ class IpvsProgrammer:
             self._poll_addresses()
             removed, self._removed_addresses = self._removed_addresses, frozenset()
             return any([await family.audit(removed) for family in self._families])
+        except KernelError as error:
+            raise ProgrammingError(str(error)) from error
+
+    async def withdraw(self) -> Withdrawal:
+        """Leave to another mode: what takes no new connections goes when those that it has have ended."""
+        self._leaving = self._leaving or Leaving(self._config.families, self._settings)
+        try:
+            return await asyncio.to_thread(self._leaving.step)
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
 

@@ -121,14 +121,18 @@ class VirtualServers:
                 self._read_again(refused)
         return {server: str(error) for server, error in refused.items()}
 
-    def lower(self, wanted: Wanted) -> None:
-        """Drain or delete real servers that are not wanted, and delete virtual servers that nothing holds any more."""
+    def lower(self, wanted: Wanted, *, drain_udp: bool = False) -> None:
+        """Drain or delete real servers that are not wanted, and delete virtual servers that nothing holds any more.
+
+        `drain_udp`: the real servers go on serving, and flows to them are kept as if they were connections.
+        """
         operations: list[Operation] = []
         deadline = time.monotonic() + self._settings.drain_seconds
         for server, want in wanted.items():
             have = self._programmed.get(server)
             if have is not None:
-                operations += self._operations_down(server, have, want, deadline)
+                cut = server.protocol == "udp" and not drain_udp
+                operations += self._operations_down(server, have, want, None if cut else deadline)
         self._carry_out_quietly(operations)
 
     def end_drained(self) -> set[str]:
@@ -218,12 +222,13 @@ class VirtualServers:
             self._draining.discard(server)
 
     def _operations_down(
-        self, server: VirtualServer, have: Programmed, want: Server | None, deadline: float
+        self, server: VirtualServer, have: Programmed, want: Server | None, deadline: float | None
     ) -> Iterator[Operation]:
+        """`deadline`: when draining ends; None: no draining."""
         have.wanted = want is not None
         gone = _without(have.backends, want.backends if want is not None else ())
         for real in gone:
-            if server.protocol == "udp":
+            if deadline is None:
                 yield DeleteRealServer(server, real)
             else:
                 yield EditRealServer(server, real, 0)

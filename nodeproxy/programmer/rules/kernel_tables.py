@@ -23,11 +23,15 @@ Snapshots = dict[str, TableSnapshot]
 
 
 class KernelTables:
-    """Tables (nat, filter, …) of one family and variant. One call at a time. Methods raise `KernelError`."""
+    """Tables (nat, filter, …) of one family and variant. One call at a time. Methods raise `KernelError`.
 
-    def __init__(self, xtables: XTables, tables: Sequence[str]) -> None:
+    `tables` are needed; `others` are looked into for what does not belong there any more.
+    """
+
+    def __init__(self, xtables: XTables, tables: Sequence[str], others: Sequence[str] = ()) -> None:
         self.xtables = xtables
         self._tables = tuple(tables)
+        self._others = tuple(others)
         self._stamp: ChangeStamp | None = None
         self._seen: ChangeStamp | None = None
         self._look_again_at = 0.0
@@ -51,7 +55,7 @@ class KernelTables:
     async def read(self) -> Snapshots:
         """The tables as they are."""
         found = parse_tables(await self.xtables.save_all())
-        return {table: found.get(table, TableSnapshot({}, frozenset())) for table in self._tables}
+        return {table: found.get(table, TableSnapshot({}, frozenset())) for table in (*self._tables, *self._others)}
 
     async def restore(self, text: str, *, after_read: bool) -> None:
         """Carry out a transaction. `after_read`: the tables were just read, so what others changed before is known."""

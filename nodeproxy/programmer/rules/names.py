@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 from nodeproxy.forwarding.table import Family, ServicePortKey
 
@@ -28,14 +29,16 @@ IPVS_FILTER = "KUBE-IPVS-FILTER"
 SHORT_CUTS = "KUBE-SHORT-CUTS"
 REDIRECTS = "KUBE-REDIRECTS"
 
-ADDRESS_TREE = "KUBE-IP-"
-NODE_PORT_TREE = "KUBE-PORTS-"
+# Dispatch trees: KUBE-SVC-10.96.0.0/16, KUBE-SVC-tcp-30000-30063. A kube-proxy that takes the node back empties and deletes
+# every chain with the prefix of a Service's that it does not want. It would fail on those that a tree leads to, if it left
+# the trees alone: so they have that prefix, too.
+TREE = "KUBE-SVC-"
 HEALTH_PORT_TREE = "KUBE-HEALTH-"
 
 AFFINITY_SET = {Family.IPV4: "KUBE-AFFINITY-", Family.IPV6: "KUBE-AFFINITY6-"}
 
 _PER_SERVICE = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-")
-_TREES = (ADDRESS_TREE, NODE_PORT_TREE, HEALTH_PORT_TREE)
+_SERVICE_CHAIN = re.compile("KUBE-SVC-[A-Z2-7]{16}")
 
 # KUBE-MARK-MASQ and KUBE-POSTROUTING are in neither list: kubelet and CNI plugins may use them, so they are rewritten, never
 # removed while the agent runs.
@@ -63,4 +66,9 @@ def endpoint_hash(key: ServicePortKey, endpoint: str) -> str:
 
 def is_ours(chain: str) -> bool:
     """Whether a chain belongs to the service proxy alone, and may be removed when it is not wanted any more."""
-    return chain.startswith(_PER_SERVICE) or chain.startswith(_TREES) or chain in _FIXED
+    return chain.startswith(_PER_SERVICE) or chain.startswith(HEALTH_PORT_TREE) or chain in _FIXED
+
+
+def is_tree(chain: str) -> bool:
+    """Whether a chain is part of a dispatch tree, to judge by its name."""
+    return chain.startswith(HEALTH_PORT_TREE) or (chain.startswith(TREE) and not _SERVICE_CHAIN.fullmatch(chain))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec import Struct, field
 
 from nodeproxy.programmer.rules.chains import Chains, Jump, TableChange
-from nodeproxy.programmer.rules.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours
+from nodeproxy.programmer.rules.names import FIREWALL, MARK_MASQ, NODE_PORTS, POSTROUTING, SERVICES, is_ours, is_tree
 from nodeproxy.programmer.rules.snapshot import TableSnapshot
 
 _SEP = "KUBE-SEP-"
@@ -53,7 +53,7 @@ def _declare_and_fill(part: TableTransaction) -> Iterator[str]:
     ends = {
         name
         for name, rules in chains.items()
-        if name.startswith(_ENDS) and not rules[-1].rpartition("-j ")[2].startswith(_SEP)
+        if name.startswith(_ENDS) and not is_tree(name) and not rules[-1].rpartition("-j ")[2].startswith(_SEP)
     }
     others = sorted({*part.declare, *chains, *part.change.removed} - ends - {MARK_MASQ}, reverse=True)
     if MARK_MASQ in chains or MARK_MASQ in part.change.removed:
@@ -81,6 +81,16 @@ def full(wanted: Chains, jumps: Iterable[Jump], kernel: Mapping[str, TableSnapsh
     """
     wanted_jumps = list(jumps)
     return {table: _full_table(table, wanted.get(table, {}), wanted_jumps, kernel[table]) for table in kernel}
+
+
+def without_removals(transaction: Transaction, tables: Iterable[str]) -> Transaction:
+    """Of a full transaction what puts chains and jumps into some tables. Nothing is taken away."""
+    return {
+        table: TableTransaction(
+            TableChange(part.change.chains), part.declare, [line for line in part.foreign if not line.startswith("-D ")]
+        )
+        for table, part in ((table, transaction[table]) for table in tables)
+    }
 
 
 def _full_table(table: str, wanted: Mapping[str, list[str]], jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:

@@ -22,6 +22,7 @@ CONNECT_SECONDS = 10.0
 HEADER_SECONDS = 30.0  # the API server sends the header of a watch at once, so that silence is a fault
 _CHUNK = 256 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_ANSWER_BYTES = 1 << 20
 
 # A peer that does not answer is given up after 10 + 3 * 5 = 25 s without traffic; so is one that does not acknowledge.
 _KEEPALIVE = [
@@ -104,7 +105,7 @@ class Connection:
 
         Each piece must come within `read_seconds`. Raises RequestError or CredentialsError; ends silently when cancelled.
         """
-        response = self._open(path, query)
+        response = self._open("GET", path, query)
         cancel.guard(response)
         try:
             yield b""
@@ -121,23 +122,68 @@ class Connection:
             cancel.guard(None)
             response.close()
 
-    def _open(self, path: str, query: Mapping[str, str]) -> BaseHTTPResponse:
+    def send(
+        self,
+        method: str,
+        path: str,
+        cancel: Cancel,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> bytes:
+        """Make one small request and return the body of its answer. Raises RequestError, CredentialsError.
+
+        Not for lists of unknown size: an answer of more than a megabyte is an error.
+        """
+        headers = {"accept": accept} | ({"content-type": content_type} if body is not None else {})
+        response = self._open(method, path, query or {}, body=body, headers=headers)
+        cancel.guard(response)
+        try:
+            answer: bytes = response.read(_MAX_ANSWER_BYTES + 1)
+            response.release_conn()
+        except Exception as error:  # whatever a socket may do when it is shut down under a reader
+            raise _transport_error(error) from error
+        finally:
+            cancel.guard(None)
+            response.close()
+        if len(answer) > _MAX_ANSWER_BYTES:
+            raise RequestError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
+        return answer
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> BaseHTTPResponse:
         from urllib3 import Timeout  # noqa: PLC0415
 
         with self._lock:
             if self._loaded is None:
                 raise CredentialsError("not connected yet")
             loaded, pool = self._loaded, self._pool
-        headers = {"accept": "application/json", "user-agent": "nodeproxy", **loaded.headers()}
-        url = f"{loaded.host}{path}?{urlencode(query)}"
+        sent = {"accept": "application/json", "user-agent": "nodeproxy", **(headers or {}), **loaded.headers()}
+        url = f"{loaded.host}{path}" + (f"?{urlencode(query)}" if query else "")
         timeout = Timeout(connect=CONNECT_SECONDS, read=HEADER_SECONDS)
         try:
             response: BaseHTTPResponse = pool.request(
-                "GET", url, headers=headers, timeout=timeout, retries=False, redirect=False, preload_content=False
+                method,
+                url,
+                body=body,
+                headers=sent,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
             )
         except Exception as error:  # urllib3's errors, and those of ssl and socket that it lets through
             raise _transport_error(error) from error
-        if response.status != 200:
+        if response.status not in (200, 201):
             raise _status_error(response)
         return response
 
