@@ -4,36 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence, Set
 
 import structlog
 
 from nodeproxy.agent.node import available_families
 from nodeproxy.forwarding.table import Family
-from nodeproxy.kernel.errors import KernelError, ToolMissing
+from nodeproxy.kernel.errors import FeatureMissing, KernelError, ToolMissing
+from nodeproxy.kernel.ipset import IPSets
+from nodeproxy.kernel.nft_tables import NftTables
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
-from nodeproxy.programmer.base import LocalDetector, NodePortAddresses, ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.base import (
+    LocalDetector,
+    NodePortAddresses,
+    ProgrammerConfig,
+    ProgrammingError,
+    Withdrawal,
+)
 from nodeproxy.programmer.iptables import base_chains
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.ipvs import rules as ipvs_rules
-from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
+from nodeproxy.programmer.ipvs.cleanup import remove_beside_kube_proxy, remove_from_kernel
+from nodeproxy.programmer.ipvs.settings import IpvsSettings
+from nodeproxy.programmer.ipvs.withdrawal import Leaving
+from nodeproxy.programmer.kube_proxy_traces import (
+    JUMPS,
+    KUBE_PROXY_SETS,
+    NFT_TABLE,
+    kube_proxy_modes,
+    reached_by_kube_proxy,
+)
 from nodeproxy.programmer.rules import transaction as tx
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
 _log = structlog.get_logger(__name__)
 
 _TABLES = ("mangle", "nat", "filter")
+_POLL_SECONDS = 2.0
+_SAY_SECONDS = 30.0
 
 
-async def clean_up(variants: Sequence[str] | None) -> None:
-    """Remove everything of ours. Raises `ProgrammingError` with all that could not be removed."""
+async def clean_up(variants: Sequence[str] | None, drain_seconds: float = 900.0) -> None:
+    """Remove everything of ours. Raises `ProgrammingError` with all that could not be removed.
+
+    Where kube-proxy has taken the node over, what it programmed stays, though it has our names; and what IPVS mode left goes
+    when its connections have ended, after `drain_seconds` at the latest.
+    """
     families = available_families()
     errors: list[str] = []
+    holders: set[str] = set()
     for variant in [Variant(name) for name in variants or ("legacy", "nft")]:
         for family in families:
             try:
-                await _remove_rules(variant, family)
+                holders |= await _remove_rules(variant, family)
             except ToolMissing as error:
                 if variants is not None:
                     errors.append(str(error))
@@ -41,38 +66,91 @@ async def clean_up(variants: Sequence[str] | None) -> None:
                 errors.append(f"IPv{int(family)}, {variant}: {error}")
     for family in families:
         await AffinitySets(family).keep_only(())
-    errors += await asyncio.to_thread(remove_from_kernel)
+    if await asyncio.to_thread(_nft_tables, families):
+        holders.add("nftables")
+    if holders:
+        _log.info("kube-proxy serves this node; what it programmed stays", modes=sorted(holders))
+    if "ipvs" in holders:
+        errors += await asyncio.to_thread(remove_beside_kube_proxy)
+    else:
+        if holders:
+            await _drain(families, drain_seconds)
+        errors += await asyncio.to_thread(remove_from_kernel)
     if errors:
         raise ProgrammingError("; ".join(errors))
     _log.info("cleaned up", families=[int(family) for family in families])
 
 
-async def remove_others(variant: Variant, families: Sequence[Family]) -> None:
-    """Remove what served before and that ours, in `variant`, does not replace: the same rules in the other variant.
+async def _drain(families: Sequence[Family], seconds: float) -> None:
+    """Wait until no connection goes through what IPVS mode left."""
+    leaving = Leaving(families, IpvsSettings(drain_seconds=seconds))
+    said = -_SAY_SECONDS
+    while await asyncio.to_thread(leaving.step) is Withdrawal.CARRIES_FLOWS:
+        if time.monotonic() - said >= _SAY_SECONDS:
+            _log.info("waiting for connections through IPVS to end", real_servers=leaving.draining, at_most_seconds=seconds)
+            said = time.monotonic()
+        await asyncio.sleep(_POLL_SECONDS)
 
-    What cannot be removed is said.
+
+async def remove_others(variant: Variant, families: Sequence[Family]) -> None:
+    """Remove what served before and that ours, in `variant`, does not replace: the same rules in the other variant of
+    iptables, kube-proxy's table of nftables mode, its own ipsets. What cannot be removed is said.
     """
     for other in Variant:
-        if other is variant:
-            continue
-        for family in families:
-            try:
-                with contextlib.suppress(ToolMissing):
-                    if await _remove_rules(other, family):
-                        _log.info("removed rules of the other iptables variant", variant=str(other), family=int(family))
-            except KernelError as error:
-                _log.warning("rules of the other iptables variant are not removed", variant=str(other), error=str(error))
+        for family in families if other is not variant else ():
+            with contextlib.suppress(ToolMissing), _said("rules of the other iptables variant"):
+                await _remove_rules(other, family, kube_proxys=True)
+    with contextlib.suppress(FeatureMissing), _said("what kube-proxy left"):
+        await asyncio.to_thread(_remove_kube_proxys, families)
 
 
-async def _remove_rules(variant: Variant, family: Family) -> bool:
-    """Remove our rules of one variant and family. True where there were any."""
+def _remove_kube_proxys(families: Sequence[Family]) -> None:
+    if tables := _nft_tables(families):
+        with NftTables() as nft:
+            for family in tables:
+                nft.delete(int(family), NFT_TABLE)
+        _log.info("removed kube-proxy's nftables table", families=[int(family) for family in tables])
+    with IPSets() as ipsets:
+        left = sorted(KUBE_PROXY_SETS.intersection(ipsets.list_names("KUBE-")))
+        refused = ipsets.destroy(left)
+        if left:
+            _log.info("removed kube-proxy's ipsets", sets=left, in_use=[str(one.item) for one in refused])
+
+
+def _nft_tables(families: Sequence[Family]) -> list[Family]:
+    """Families in which kube-proxy's nftables mode has a table."""
+    try:
+        with NftTables() as nft:
+            return [family for family in families if NFT_TABLE in nft.list_names(int(family))]
+    except FeatureMissing:
+        return []
+
+
+@contextlib.contextmanager
+def _said(what: str) -> Iterator[None]:
+    """An error of the kernel is logged, and no more."""
+    try:
+        yield
+    except KernelError as error:
+        _log.warning("not removed", what=what, error=str(error))
+
+
+async def _remove_rules(variant: Variant, family: Family, *, kube_proxys: bool = False) -> Set[str]:
+    """Remove our rules of one variant and family, and kube-proxy's with `kube_proxys`.
+
+    Returns the modes in which kube-proxy holds them, so that its part stays.
+    """
     config = ProgrammerConfig(
         families=(family,),
         local_detector=LocalDetector(),
         node_port_addresses={family: NodePortAddresses(loopback=family is Family.IPV4)},
     )
     tables = KernelTables(XTables(variant, family.value), _TABLES)
-    text = tx.render(tx.cleanup([*base_chains.jumps(family, config), *ipvs_rules.jumps()], await tables.read()))
-    if text:
+    kernel = await tables.read()
+    modes: Set[str] = frozenset() if kube_proxys else kube_proxy_modes(kernel)
+    theirs = tx.Theirs(reached_by_kube_proxy(kernel), frozenset().union(*(JUMPS[mode] for mode in modes))) if modes else None
+    ours = [*base_chains.jumps(family, config), *ipvs_rules.jumps()]
+    if text := tx.render(tx.cleanup(ours, kernel, theirs)):
         await tables.restore(text, after_read=True)
-    return bool(text)
+        _log.info("removed rules", variant=str(variant), family=int(family))
+    return modes

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 import structlog
 
@@ -27,6 +27,7 @@ _MAX_REQUEST_BYTES: Final = 16 * 1024
 _MAX_CONNECTIONS: Final = 512
 _BACKLOG: Final = 128
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,32}) ([!-~]+) HTTP/1\.[01]\r?\n")
+_Answered = TypeVar("_Answered")
 _END_OF_HEADERS: Final = re.compile(rb"\r?\n\r?\n")
 
 
@@ -39,8 +40,11 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-Respond = Callable[[str], Answer]
-"""The answer to a request for a path, without query. Called on the event loop; returns at once."""
+Respond = Callable[[str], Answer | Callable[[], Answer]]
+"""The answer to a request for a path, without query. Called on the event loop; returns at once.
+
+What takes longer is returned as a function, which is called in a thread.
+"""
 
 
 def bound(address: str, port: int, *, scope: int = 0, both_families: bool = False) -> socket.socket:
@@ -185,12 +189,17 @@ class _Connection(asyncio.Protocol):
             return
         method, target = found.groups()
         path = target.decode("ascii").partition("?")[0]
-        try:
-            answer = self._respond(path)
-        except Exception as error:  # a fault of ours must show, and must not stop the server
-            _log.error("cannot answer a request", path=path, error=repr(error))
-            answer = Answer(500, TEXT, b"internal error\n")
-        self._send(method == b"HEAD", answer)
+        answer = _answered(path, lambda: self._respond(path))
+        if isinstance(answer, Answer):
+            self._send(method == b"HEAD", answer)
+            return
+        self._answered = True
+        working = self._loop.run_in_executor(None, _answered, path, answer)
+        working.add_done_callback(lambda done: self._send_later(method == b"HEAD", done.result()))
+
+    def _send_later(self, head_only: bool, answer: Answer) -> None:
+        if not self._transport.is_closing():
+            self._send(head_only, answer)
 
     def _send(self, head_only: bool, answer: Answer) -> None:
         self._answered = True
@@ -200,6 +209,14 @@ class _Connection(asyncio.Protocol):
         self._transport.write(_head(answer) + (b"" if head_only else answer.body))
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+
+def _answered(path: str, respond: Callable[[], _Answered]) -> _Answered | Answer:
+    try:
+        return respond()
+    except Exception as error:  # a fault of ours must show, and must not stop the server
+        _log.error("cannot answer a request", path=path, error=repr(error))
+        return Answer(500, TEXT, b"internal error\n")
 
 
 def _head(answer: Answer) -> bytes:

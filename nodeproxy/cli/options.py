@@ -83,7 +83,7 @@ _GENERAL: tuple[_Decorator, ...] = (
         help="What to do while kube-proxy or another agent runs on this node.",
     ),
     boolean("--events", True, "Send Kubernetes Events."),
-    _duration("--traffic-counters-period", "30s", "How often counters of each Service are read. 0s: they are not kept."),
+    _duration("--traffic-counters-period", "10s", "How often counters of each Service are read. 0s: they are not kept."),
     click.option("--oom-score-adj", type=int, default=-999, show_default=True, help="Of the agent's process."),
 )  # fmt: skip
 _TRAFFIC: tuple[_Decorator, ...] = (

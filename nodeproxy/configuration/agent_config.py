@@ -83,7 +83,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     verbosity: int = 0
     log_format: LogFormat = LogFormat.TEXT
     while_another_runs: WhileAnotherRuns = WhileAnotherRuns.WAIT
-    traffic_counters_period: float = 30.0
+    traffic_counters_period: float = 10.0
     """Seconds between two readings of the counters of each Service; 0: they are not kept."""
     events: bool = True
 

@@ -12,12 +12,20 @@ from nodeproxy.kernel.ipvs import IPVS, DeleteVirtualServer, VirtualServer
 from nodeproxy.kernel.links import Links, NotADummy
 from nodeproxy.programmer.ipvs.names import DEVICE, SetName
 from nodeproxy.programmer.ipvs.places import OURS
+from nodeproxy.programmer.kube_proxy_traces import SETS
 
 
 def has_traces() -> bool:
-    """Whether IPVS mode left anything here: the interface tells."""
+    """Whether IPVS mode left anything here: the interface tells, and the ipset of its addresses."""
     with Links() as links:
-        return links.link_index(DEVICE) is not None
+        if links.link_index(DEVICE) is not None:
+            return True
+    try:
+        with IPSets() as ipsets:
+            names = ipsets.list_names("KUBE-")
+    except FeatureMissing:
+        return False
+    return any(SetName.SERVICE_ADDRESSES.of(family) in names for family in Family)
 
 
 def remove_from_kernel() -> list[str]:
@@ -34,6 +42,20 @@ def remove_from_kernel() -> list[str]:
         except KernelError as error:
             errors.append(str(error))
     return errors
+
+
+def remove_beside_kube_proxy() -> list[str]:
+    """Remove what only we use, where kube-proxy's IPVS mode has taken the rest over; returns what could not be removed."""
+    try:
+        with IPVS() as ipvs:
+            doomed = [server for server, settings in ipvs.virtual_servers().items() if settings.flags & OURS]
+            errors = ipvs.change([DeleteVirtualServer(server) for server in doomed]).values()
+        with IPSets() as ipsets:
+            names = {name.of(family) for name in SetName for family in Family} - SETS.keys()
+            refused = ipsets.destroy(sorted(names.intersection(ipsets.list_names("KUBE-"))))
+    except KernelError as error:
+        return [str(error)]
+    return [str(error) for error in (*errors, *refused)]
 
 
 def _remove_servers() -> list[str]:

@@ -24,6 +24,7 @@ from nodeproxy.kernel.links import Links
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.ipvs.adoption import left_by_kube_proxy
 from nodeproxy.programmer.ipvs.names import SetName
 from nodeproxy.programmer.ipvs.rules import TABLES, chains, jumps, redirect_chains
 from nodeproxy.programmer.ipvs.servers import VirtualServers
@@ -157,7 +158,9 @@ class FamilyProgrammer:
     def _read(self) -> None:
         self._sets.read()
         self._addresses.read()
-        self._servers.read({*self._addresses.present, *self._sets.entries(SetName.SERVICE_ADDRESSES)})
+        service_addresses = {*self._addresses.present, *self._sets.entries(SetName.SERVICE_ADDRESSES)}
+        with IPSets() as ipsets:
+            self._servers.read(left_by_kube_proxy(ipsets, service_addresses, self._own_addresses))
 
     async def _full(self, rows: Mapping[ServicePortKey, ServicePort]) -> Refused:
         wanted = Wanted(self.family, self._settings.scheduler, loop_back=not self._features.bpf)

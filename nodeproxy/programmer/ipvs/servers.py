@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import structlog
 from msgspec import Struct, field
@@ -48,6 +48,7 @@ _REST_PER_LISTING = 100  # times as long as the listing of all virtual servers t
 _COMPARE_SECONDS = 0.005  # of each audit: for comparing the real servers of some virtual servers, in turn
 
 Wanted = Mapping[VirtualServer, Server | None]
+Servers = Mapping[VirtualServer, VirtualServerSettings]
 Refusals = dict[VirtualServer, str]
 
 
@@ -93,18 +94,16 @@ class VirtualServers:
         """Addresses of virtual servers that are not wanted, and still there."""
         return {server.address for server in self._draining if not self._programmed[server].wanted}
 
-    def read(self, owned_addresses: Collection[str]) -> None:
-        """Take stock of the kernel's virtual servers that are ours: by their flag, or at an address that is ours."""
+    def read(self, theirs: Callable[[Servers], Collection[VirtualServer]]) -> None:
+        """Take stock of the kernel's virtual servers that are ours: by their flag, or because kube-proxy left them.
+
+        `theirs` picks the latter from a list.
+        """
         listed = self._list(times=3)
         self._programmed.clear()
         self._draining.clear()
-        self._note(
-            {
-                server: settings
-                for server, settings in listed.items()
-                if settings.flags & OURS or server.address in owned_addresses
-            }
-        )
+        left = theirs(listed)
+        self._note({server: settings for server, settings in listed.items() if settings.flags & OURS or server in left})
         self._others = self._count(listed) - len(self._programmed)
 
     def raise_up(self, wanted: Wanted) -> Refusals:

@@ -16,7 +16,9 @@ from nodeproxy.kernel.ipset import IPSets, SetSpec
 from nodeproxy.programmer.ipvs.names import SET_TYPES, SetName
 from nodeproxy.programmer.ipvs.wanted import Entries
 
-_MAX_ENTRIES = 1 << 20
+# kube-proxy's IPVS mode makes its sets with this limit, and fails where one of the same name has another.
+_USUAL_LIMIT, _LARGE_LIMIT = 65536, 1 << 20
+_HASH_FULL = 4352  # IPSET_ERR_HASH_FULL, include/uapi/linux/netfilter/ipset/ip_set_hash.h
 _SPARE = "NEW"
 _REST_PER_LOOK = 100  # times as long as reading a set took: at most 1% of a core
 
@@ -44,12 +46,14 @@ class ServiceSets:
 
     def read(self) -> None:
         """Make the sets that are not there, and read what the others hold."""
-        specs = {name: self._spec(name) for name in SetName}
+        specs = {name.of(self._family): self._spec(name) for name in SetName}
         for refused in self._ipsets.create(specs.values()):
             if refused.errno != errno.EEXIST:
                 raise refused
-            self._replace(next(spec for spec in specs.values() if spec.name == refused.item))
-        self._entries = {name: {entry.text for entry in self._ipsets.contents(specs[name].name).entries} for name in SetName}
+            spec = specs[str(refused.item)]
+            if self._ipsets.create([replace(spec, max_elements=_LARGE_LIMIT)]):  # it was not made larger by us
+                self._replace(spec)
+        self._entries = {name: self._contents(name) for name in SetName}
 
     def add(self, added: Mapping[SetName, Iterable[str]]) -> list[tuple[str, str]]:
         """Add entries; returns those refused, each with the reason."""
@@ -58,6 +62,9 @@ class ServiceSets:
             wanted = set(added.get(name, ())) - self._entries[name]
             if wanted:
                 errors = self._ipsets.add(name.of(self._family), wanted)
+                if any(error.errno == _HASH_FULL for error in errors):
+                    self._replace(self._spec(name, _LARGE_LIMIT))
+                    errors = self._ipsets.add(name.of(self._family), wanted)
                 self._entries[name] |= wanted - {str(error.item) for error in errors}
                 refused += errors
         return [(str(error.item), str(error)) for error in refused]
@@ -86,17 +93,20 @@ class ServiceSets:
             return False
         self._to_compare = self._to_compare or list(self._entries)
         name = self._to_compare.pop()
-        found = {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}
+        found = self._contents(name)
         self._compare_at = start + _REST_PER_LOOK * (time.monotonic() - start)
         return found != self._entries[name]
 
-    def _spec(self, name: SetName) -> SetSpec:
+    def _contents(self, name: SetName) -> set[str]:
+        return {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}
+
+    def _spec(self, name: SetName, limit: int = _USUAL_LIMIT) -> SetSpec:
         kind = SET_TYPES.get(name, "hash:ip,port")
-        limit = None if kind == "bitmap:port" else _MAX_ENTRIES
-        return SetSpec(name=name.of(self._family), type=kind, family=int(self._family), max_elements=limit)
+        most = None if kind == "bitmap:port" else limit
+        return SetSpec(name=name.of(self._family), type=kind, family=int(self._family), max_elements=most)
 
     def _replace(self, spec: SetSpec) -> None:
-        """A set of that name is there with other settings (kube-proxy's hold less): put ours in its place.
+        """A set of that name is there with other settings, or too small: put one with ours in its place.
 
         One of another type cannot be replaced as long as rules use it, and the refusal says so.
         """

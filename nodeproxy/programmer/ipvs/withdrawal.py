@@ -15,11 +15,13 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from nodeproxy.forwarding.table import Family
+from nodeproxy.kernel.addresses import local_addresses
 from nodeproxy.kernel.errors import FeatureMissing
 from nodeproxy.kernel.ipset import IPSets, SetSpec
 from nodeproxy.kernel.ipvs import IPVS
 from nodeproxy.kernel.links import Links
 from nodeproxy.programmer.base import Withdrawal
+from nodeproxy.programmer.ipvs.adoption import left_by_kube_proxy
 from nodeproxy.programmer.ipvs.cleanup import has_traces, remove_from_kernel
 from nodeproxy.programmer.ipvs.names import DEVICE, SetName
 from nodeproxy.programmer.ipvs.servers import VirtualServers
@@ -41,7 +43,7 @@ def addresses_are_left(families: Sequence[Family]) -> bool:
     with IPSets() as ipsets:
         for family in families:
             name = SetName.SERVICE_ADDRESSES.of(family)
-            for refused in ipsets.create([SetSpec(name=name, type="hash:ip", family=int(family), max_elements=1 << 20)]):
+            for refused in ipsets.create([SetSpec(name=name, type="hash:ip", family=int(family))]):
                 if refused.errno != errno.EEXIST:
                     raise refused
             there = {entry.text for entry in ipsets.contents(name).entries}
@@ -89,10 +91,12 @@ class Leaving:
         with Links() as links:
             index = links.link_index(DEVICE)
             addresses = links.addresses_of(index) if index is not None else set()
+        with IPSets() as ipsets:
+            theirs = left_by_kube_proxy(ipsets, addresses, local_addresses(excluding=(DEVICE,)))
         result = {}
         for family in self._families:
             servers = VirtualServers(family, self._settings, IPVS())
-            servers.read(addresses)
+            servers.read(theirs)
             servers.lower(dict.fromkeys(servers), drain_udp=True)
             result[family] = servers
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from msgspec import Struct, field
 
@@ -116,24 +116,37 @@ def _replace_jumps(jumps: list[Jump], kernel: TableSnapshot, wanted: Mapping[str
             yield f"-I {jump.chain} 1 {jump.rule}" if jump.prepend else f"-A {jump.chain} {jump.rule}"
 
 
-def cleanup(jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot]) -> Transaction:
+class Theirs(Struct, frozen=True):
+    """What belongs to a proxy that took the node over: chains by table, and jumps."""
+
+    chains: Mapping[str, Set[str]] = {}
+    jumps: Set[Jump] = frozenset()
+
+
+def cleanup(jumps: Iterable[Jump], kernel: Mapping[str, TableSnapshot], theirs: Theirs | None = None) -> Transaction:
     """What removes everything of ours: our jumps, our chains, and nothing else.
 
-    Chains that others may use (KUBE-MARK-MASQ, KUBE-POSTROUTING, KUBE-FIREWALL) stay where somebody else does.
+    Chains that others may use (KUBE-MARK-MASQ, KUBE-POSTROUTING, KUBE-FIREWALL) stay where somebody else does. What is
+    `theirs` stays, though it may have our names.
     """
     ours = list(jumps)
-    return {table: _cleanup_table([jump for jump in ours if jump.table == table], kernel[table]) for table in kernel}
+    return {table: _cleanup_table(table, ours, kernel[table], theirs or Theirs()) for table in kernel}
 
 
-def _cleanup_table(jumps: list[Jump], kernel: TableSnapshot) -> TableTransaction:
-    mine = {(jump.chain, jump.rule) for jump in jumps}
-    gone = {name for name in kernel.chains if is_ours(name) or name in (MARK_MASQ, POSTROUTING)}
-    if FIREWALL in kernel.chains and all((FIREWALL, rule) in mine for rule in kernel.chains[FIREWALL]):
+def _cleanup_table(table: str, jumps: list[Jump], kernel: TableSnapshot, theirs: Theirs) -> TableTransaction:
+    mine = {(jump.chain, jump.rule) for jump in jumps if jump.table == table}
+    kept = {(jump.chain, jump.rule) for jump in theirs.jumps if jump.table == table}
+    spared = theirs.chains.get(table, frozenset())
+    gone = {name for name in kernel.chains if is_ours(name) or name in (MARK_MASQ, POSTROUTING)} - spared
+    firewall = kernel.chains.get(FIREWALL)
+    if firewall is not None and not theirs.jumps and all((FIREWALL, rule) in mine for rule in firewall):
         gone.add(FIREWALL)
     part = TableTransaction()
     for chain, present in kernel.chains.items():
-        for rule in present if chain not in gone else ():
+        for rule in present if chain not in gone | spared else ():
             target = _target(rule)
+            if (chain, rule) in kept:
+                continue
             if is_ours(target) or ((chain, rule) in mine and (target != FIREWALL or FIREWALL in gone)):
                 part.foreign.append(f"-D {chain} {rule}")
             else:
