@@ -207,6 +207,7 @@ class SyncLoop:
         programmed, self._unprogrammed = self._unprogrammed, _NOTHING
         self._failure_backoff.reset()
         self._note_refused(result, wanted, retry)
+        self._measure(result)
         self._finish(start, result.full, triggers, len(wanted.rows))
         for observer in self._observers:
             observer.programmed(self._tracker.table, programmed)
@@ -234,6 +235,16 @@ class SyncLoop:
         elif retried or self._retry_at is None or self._refused.keys() - before.keys():
             self._retry_at = time.monotonic() + self._refused_backoff.next()
         self._metrics.refused_service_ports.set(len(self._refused))
+
+    def _measure(self, result: ApplyResult) -> None:
+        for family in result.partial_failures:
+            self._metrics.partial_restore_failures.of(family).inc()
+        for family, tables in result.rules.items():
+            in_force = {table: count.in_force for table, count in tables.items()}
+            self._metrics.set_rules(family, in_force, {table: count.written for table, count in tables.items()})
+        for family, flows in result.stale_flows.items():
+            self._metrics.conntrack_deleted.of(family).inc(flows.deleted)
+            self._metrics.conntrack_duration.of(family).observe(flows.seconds)
 
     def _finish(self, start: float, full: bool, triggers: Mapping[ServiceName, Sequence[str]], rows: int) -> None:
         took = time.monotonic() - start

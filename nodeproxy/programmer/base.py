@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -53,11 +53,32 @@ class ProgrammerConfig(Struct, frozen=True):
     """IPVS mode has handed over, and its service addresses stay on the node until their connections have ended."""
 
 
+class StaleFlowCount(NamedTuple):
+    """Conntrack entries that were deleted, and how long finding and deleting them took, in seconds."""
+
+    deleted: int
+    seconds: float
+
+
+class RuleCount(NamedTuple):
+    """Rules of ours in one table: those in force, and those written by the last transaction."""
+
+    in_force: int
+    written: int
+
+
 class ApplyResult(Struct, frozen=True):
-    """Outcome of `Programmer.apply`: ServicePorts that the kernel refused, each with the kernel's reason."""
+    """Outcome of `Programmer.apply`: ServicePorts that the kernel refused, each with the kernel's reason; and for metrics:
+
+    families whose change in proportion was refused, so that a full pass followed; rules by family and table; and, by family,
+    how many stale conntrack entries were deleted.
+    """
 
     refused: Mapping[ServicePortKey, str] = {}
     full: bool = False
+    partial_failures: tuple[Family, ...] = ()
+    rules: Mapping[Family, Mapping[str, RuleCount]] = {}
+    stale_flows: Mapping[Family, StaleFlowCount] = {}
 
 
 class Withdrawal(enum.Enum):

@@ -7,6 +7,7 @@ void. TCP flows are left alone: they end by themselves, and established ones mus
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 import structlog
@@ -25,6 +26,7 @@ from nodeproxy.forwarding.table import (
 from nodeproxy.kernel.addresses import local_addresses
 from nodeproxy.kernel.conntrack import UDP, Flow, delete, dump
 from nodeproxy.kernel.errors import KernelError
+from nodeproxy.programmer.base import StaleFlowCount
 from nodeproxy.programmer.ipvs.names import DEVICE
 
 _log = structlog.get_logger(__name__)
@@ -62,19 +64,25 @@ class Scope(Struct):
 class StaleFlows:
     """Deletes stale UDP flows from conntrack."""
 
-    async def remove(self, table: ForwardingTable, delta: Delta, everything: bool) -> int:
-        """Delete flows that `delta` made stale (or any that are, with `everything`). Returns how many; never raises."""
-        removed = 0
+    async def remove(self, table: ForwardingTable, delta: Delta, everything: bool) -> dict[Family, StaleFlowCount]:
+        """Delete flows that `delta` made stale (or any that are, with `everything`). Never raises.
+
+        Returns how many, for families that were looked at.
+        """
+        removed: dict[Family, StaleFlowCount] = {}
         for family in Family:
             scope = scope_of_table(table, family) if everything else scope_of_delta(table, delta, family)
             if not scope:
                 continue
+            start = time.monotonic()
             try:
-                removed += await asyncio.to_thread(_remove, family, scope)
+                deleted = await asyncio.to_thread(_remove, family, scope)
             except KernelError as error:
                 _log.error("stale UDP flows not deleted", family=int(family), error=str(error))
-        if removed:
-            _log.info("stale UDP flows deleted", flows=removed)
+                continue
+            removed[family] = StaleFlowCount(deleted, time.monotonic() - start)
+            if deleted:
+                _log.info("stale UDP flows deleted", flows=deleted, family=int(family))
         return removed
 
 

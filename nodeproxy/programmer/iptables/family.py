@@ -23,6 +23,7 @@ from nodeproxy.programmer.iptables.ruleset import TABLES, Plan, Ruleset
 from nodeproxy.programmer.rules import transaction as tx
 from nodeproxy.programmer.rules.chains import Chains, TableChange
 from nodeproxy.programmer.rules.common import Features
+from nodeproxy.programmer.rules.counting import RuleCounter
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 from nodeproxy.programmer.rules.snapshot import TableSnapshot
 
@@ -58,6 +59,7 @@ class FamilyProgrammer:
         self._ruleset: Ruleset | None = None
         self._previous: dict[ServicePortKey, ServicePort] = {}
         self._health_ports: frozenset[int] = frozenset()
+        self.counter = RuleCounter()
 
     @classmethod
     async def open(cls, family: Family, config: ProgrammerConfig, variant: Variant, sets: AffinitySets) -> Self:
@@ -122,6 +124,7 @@ class FamilyProgrammer:
             ruleset.undo(plan)
             self._forget()
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
+        self.counter.change(plan.tables)
         await self._sets.destroy(plan.old_sets)
         return refused
 
@@ -199,11 +202,12 @@ class FamilyProgrammer:
         return ruleset
 
     async def _restore_full(self, wanted: Chains, kernel: Mapping[str, TableSnapshot]) -> None:
-        text = tx.render(tx.full(wanted, jumps(self.family, self._config), kernel))
-        if text:
+        transaction = tx.full(wanted, jumps(self.family, self._config), kernel)
+        if text := tx.render(transaction):
             await self._restore(text)
         else:
             await self._tables.confirm()
+        self.counter.all(wanted, {table: part.change for table, part in transaction.items()})
 
     async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused | ToolFailed) -> dict[ServicePortKey, str]:
         """Which rows the kernel refuses: the one that the error names, and by bisection those it does not name."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from nodeproxy.forwarding.table import Delta, ForwardingTable, ServicePort, ServicePortKey
+from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, ServicePort, ServicePortKey
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError, Withdrawal
@@ -26,6 +26,7 @@ class IptablesProgrammer:
         self._variant = variant
         self._stale_flows = StaleFlows()
         self._families: list[FamilyProgrammer] = []
+        self._failed: list[Family] = []
 
     async def prepare(self) -> None:
         """Check tools and tables of each family. One that cannot be had is left out; `ProgrammingError` if none can."""
@@ -52,6 +53,7 @@ class IptablesProgrammer:
     async def apply(self, table: ForwardingTable, delta: Delta) -> ApplyResult:
         """Program a delta, or the whole table where that is needed. See `Programmer.apply`."""
         full = any(family.needs_full_pass for family in self._families)
+        self._failed = []
         outcomes = await asyncio.gather(
             *(self._apply_family(family, table, delta) for family in self._families), return_exceptions=True
         )
@@ -64,10 +66,13 @@ class IptablesProgrammer:
                 raise outcome
             else:
                 refused |= outcome
-        await self._stale_flows.remove(table, delta, full)
+        stale_flows = await self._stale_flows.remove(table, delta, full)
         if errors:
             raise ProgrammingError("; ".join(errors))
-        return ApplyResult(refused=refused, full=full)
+        rules = {family.family: family.counter.counts for family in self._families}
+        return ApplyResult(
+            refused=refused, full=full, partial_failures=tuple(self._failed), rules=rules, stale_flows=stale_flows
+        )
 
     async def audit(self) -> bool:
         """True where the rules of some family are not as programmed. Raises `ProgrammingError` if they cannot be read."""
@@ -100,6 +105,7 @@ class IptablesProgrammer:
             refused = await family.change(changes, health_ports)
             if refused is not None:
                 return refused
+            self._failed.append(family.family)
         rows = {key: row for key, row in table.rows.items() if key.family is family.family}
         return await family.full_pass(rows, health_ports, first=[key for key in rows if _is_api_server(rows[key])])
 

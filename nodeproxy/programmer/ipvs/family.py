@@ -35,6 +35,7 @@ from nodeproxy.programmer.ipvs.wanted import Change, Wanted, serving_node_ports
 from nodeproxy.programmer.rules import transaction as tx
 from nodeproxy.programmer.rules.chains import Chains, TableChange
 from nodeproxy.programmer.rules.common import Features, same_addresses
+from nodeproxy.programmer.rules.counting import RuleCounter
 from nodeproxy.programmer.rules.kernel_tables import KernelTables
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +63,7 @@ class FamilyProgrammer:
         self._wanted: Wanted | None = None
         self._own_addresses: frozenset[str] = frozenset()
         self._health_ports: frozenset[int] = frozenset()
+        self.counter = RuleCounter()
 
     @classmethod
     async def open(cls, family: Family, config: ProgrammerConfig, settings: IpvsSettings, variant: Variant) -> Self:
@@ -170,26 +172,29 @@ class FamilyProgrammer:
         _update_health_ports(change, frozenset(), self._health_ports)
         refused = await asyncio.to_thread(self._raise_up, wanted, change)
         kernel = await self._tables.read()
-        transaction = tx.full(self._chains(wanted), jumps(), kernel)
+        rules = self._chains(wanted)
+        transaction = tx.full(rules, jumps(), kernel)
         text = tx.render(transaction)
         if text and tx.serves(kernel["nat"]):
             # Somebody's rules forward already, before a packet is delivered here: fences and addresses come before ours.
             if ahead := tx.render(tx.without_removals(transaction, _FENCES)):
                 await self._tables.restore(ahead, after_read=True)
-                text = tx.render(tx.full(self._chains(wanted), jumps(), await self._tables.read()))
+                text = tx.render(tx.full(rules, jumps(), await self._tables.read()))
             refused |= await asyncio.to_thread(self._add_addresses, wanted, wanted.addresses)
         if text:
             await self._tables.restore(text, after_read=True)
         else:
             await self._tables.confirm()
+        self.counter.all(rules, {table: part.change for table, part in transaction.items()})
         self._wanted = wanted
         return refused | await asyncio.to_thread(self._finish_full, wanted, change)
 
     async def _apply(self, wanted: Wanted, change: Change) -> Refused:
         refused = await asyncio.to_thread(self._raise_up, wanted, change)
         if change.redirects:
-            nat = TableChange(redirect_chains(wanted.short_cuts, wanted.redirects))
-            await self._tables.restore(tx.render(tx.incremental({"nat": nat})), after_read=False)
+            changes = {"nat": TableChange(redirect_chains(wanted.short_cuts, wanted.redirects))}
+            await self._tables.restore(tx.render(tx.incremental(changes)), after_read=False)
+            self.counter.change(changes)
         return refused | await asyncio.to_thread(self._finish, wanted, change)
 
     async def _change_own_addresses(self, wanted: Wanted, own: frozenset[str]) -> Refused:

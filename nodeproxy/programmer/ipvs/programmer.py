@@ -87,10 +87,11 @@ class IpvsProgrammer:
                 raise outcome
             else:
                 refused |= outcome
-        await self._stale_flows.remove(table, delta, full)
+        stale_flows = await self._stale_flows.remove(table, delta, full)
         if errors:
             raise ProgrammingError("; ".join(errors))
-        return ApplyResult(refused=refused, full=full)
+        rules = {family.family: family.counter.counts for family in self._families}
+        return ApplyResult(refused=refused, full=full, rules=rules, stale_flows=stale_flows)
 
     async def audit(self) -> bool:
         """True where something of some family is not as programmed. Also ends what has drained."""
