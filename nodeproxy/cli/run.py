@@ -45,7 +45,7 @@ def run(context: click.Context, /, cleanup: bool, init_only: bool, write_config_
         return
     if resolved.absent:
         fail(*resolved.absent)
-    need_root()
+    need_privileges()
     if init_only:
         _set_what_needs_privileges(config)
         return
@@ -75,17 +75,20 @@ def clean_up_node(variants: tuple[str, ...]) -> None:
     from nodeproxy.agent.cleanup import clean_up  # noqa: PLC0415
     from nodeproxy.programmer.base import ProgrammingError  # noqa: PLC0415
 
-    need_root()
+    need_privileges()
     try:
         asyncio.run(clean_up(variants or None))
     except ProgrammingError as error:
         fail(str(error))
 
 
-def need_root() -> None:
-    """End the program where it is not root."""
-    if os.geteuid() != 0:
-        fail("needs root, or the capabilities NET_ADMIN and NET_RAW in the user namespace of the network namespace")
+def need_privileges() -> None:
+    """End the program where it lacks a capability that every mode needs (linux/capability.h)."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = [name for name, bit in (("NET_ADMIN", 12), ("NET_RAW", 13)) if not effective >> bit & 1]
+    if missing:
+        fail(f"lacks {' and '.join(missing)}: run it as root, or with these capabilities over its network namespace")
 
 
 def adjust_oom_score(score: int) -> None:
