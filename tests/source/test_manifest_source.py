@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 
 from nodeproxy.api.objects import Kind, ObjectKey, Service
 from nodeproxy.source.decoding import Selection
+from nodeproxy.source.events import Event
 from nodeproxy.source.manifests import ManifestSource
 from nodeproxy.source.manifests.file import parse_file
 from tests.source.manifest_objects import endpoint_slice, node, service
@@ -38,6 +39,11 @@ def put(path: Path, *objects: Any) -> None:
 def put_in_place(path: Path, *objects: Any) -> None:
     """Write over the old text."""
     path.write_text("---\n".join(map(yaml.safe_dump, objects)))
+
+
+def max_queued_events() -> int:
+    """What one inotify queue of this machine can hold."""
+    return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
 def port(replay: Replay, name: str) -> int | None:
@@ -212,6 +218,50 @@ async def test_directory_replaced_by_another(tmp_path: Path) -> None:
         await replay.until(lambda: replay.names() == {"b"})
         put(tmp_path / "two" / "c.yaml", service("c"))
         await replay.until(lambda: replay.names() == {"b", "c"})
+
+
+async def test_directory_removed_and_made_again_at_once(tmp_path: Path) -> None:
+    """It may get the same inode number: only inotify tells that it is another."""
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    put(directory / "a.yaml", service("a"))
+    async with running(directory) as replay:
+        for name in ("b", "c", "d"):
+            shutil.rmtree(directory)
+            directory.mkdir()
+            await replay.until(lambda: not replay.objects)
+            put(directory / "a.yaml", service(name))
+            await replay.until(lambda name=name: replay.names() == {name})  # type: ignore[misc]
+
+
+async def test_burst_is_gathered(tmp_path: Path) -> None:
+    replay = Replay()
+    batches: list[Sequence[Event]] = []
+
+    def deliver(events: Sequence[Event]) -> None:
+        batches.append(events)
+        replay(events)
+
+    task = asyncio.create_task(ManifestSource(tmp_path, "here").run(deliver))
+    await replay.synced()
+    batches.clear()
+    for number in range(20):
+        put(tmp_path / f"{number}.yaml", service(f"s{number}"))
+        await asyncio.sleep(0.001)
+    await replay.until(lambda: len(replay.objects) == 20)
+    task.cancel()
+    assert len(batches) < 10
+
+
+async def test_more_changes_than_inotify_can_hold(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a"))
+    async with running(tmp_path) as replay:
+        await asyncio.sleep(0.1)
+        for _ in range(max_queued_events() // 2 + 1):
+            os.utime(tmp_path / "a.yaml")
+            os.utime(tmp_path)
+        put(tmp_path / "b.yaml", service("b"))  # of this inotify says nothing
+        await replay.until(lambda: replay.names() == {"a", "b"})
 
 
 async def test_configmap_volume_switches_a_link(tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ from contextlib import aclosing
 from pathlib import Path
 
 import structlog
-from watchfiles import awatch
 
 from nodeproxy.source.decoding import Selection
 from nodeproxy.source.events import Deliver
+from nodeproxy.source.manifests.inotify import DirectoryWatch
 from nodeproxy.source.manifests.scan import SETTLE_SECONDS, ManifestScanner, ScanResult, is_manifest
 from nodeproxy.source.manifests.yaml_documents import Stopped
 
-_STEP_MS = 5  # watchfiles looks at its inotify queue this often: the latency of a change
-_DEBOUNCE_MS = 100  # at most this long is a burst of changes gathered
-_IDLE_MS = 1000  # how often the identity of the directory is checked: a replaced directory sends no notifications
+_QUIET_SECONDS = 0.002  # a change is delivered once nothing more came for so long: writing and renaming count as one
+_BURST_SECONDS = 0.1  # at most this long is a burst of changes gathered
+_IDENTITY_SECONDS = 1.0  # how often the identity of the directory is checked: a replaced directory sends no notifications
 _FULL_SCAN_SECONDS = 30.0  # all files are looked at this often, for what inotify does not see (targets of symbolic links)
 _RETRY_SECONDS = 0.5  # how often a missing directory is looked for
 _MAX_UNSETTLED_SCANS = 10  # a file that is never quiet is taken as it is after about a second
@@ -86,44 +86,53 @@ class ManifestSource:
             await asyncio.sleep(self._poll_seconds or 0)
 
     async def _watch(self) -> AsyncGenerator[Hint, None]:
-        """Say when to look, for ever: at once, then at each change; while the directory is missing, at short intervals."""
+        """Say when to look, for ever: at once, then at each change; while nothing can be watched, at short intervals."""
+        said: str | None = None
         while True:
-            yield None
             identity = _identity(self._directory)
-            if identity is not None:
-                try:
-                    async with aclosing(self._changes(identity)) as changes:
+            try:
+                with DirectoryWatch(self._directory) as watch:
+                    said = None
+                    async with aclosing(self._changes(watch, identity)) as changes:
                         async for hint in changes:
                             yield hint
-                except (OSError, RuntimeError) as error:  # the directory vanished between, or no inotify watches are left
-                    _log.warning("cannot watch directory, polling it", directory=str(self._directory), error=str(error))
-            await asyncio.sleep(_RETRY_SECONDS)
+            except OSError as error:
+                # That it is missing is said by the scan. Else: no inotify watches are left, or no permission.
+                if not isinstance(error, FileNotFoundError) and str(error) != said:
+                    said = str(error)
+                    _log.warning("cannot watch directory, polling it", directory=str(self._directory), error=said)
+                yield None
+                await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _changes(self, identity: tuple[int, int]) -> AsyncGenerator[Hint, None]:
-        """Say when to look, for as long as the path leads to the same directory."""
+    async def _changes(self, watch: DirectoryWatch, identity: tuple[int, int] | None) -> AsyncGenerator[Hint, None]:
+        """Say when to look, for as long as the path leads to the same directory: first at all, then at what changes."""
         loop = asyncio.get_running_loop()
-        watcher = awatch(
-            self._directory,
-            watch_filter=None,
-            debounce=_DEBOUNCE_MS,
-            step=_STEP_MS,
-            rust_timeout=_IDLE_MS,
-            yield_on_timeout=True,
-            recursive=False,
-            force_polling=False,
-        )
-        next_full_scan = 0.0  # the first one at once: files may have changed before the watch was set up
-        async with aclosing(watcher):
-            async for changes in watcher:
-                names = {Path(path).name for _, path in changes}
-                # A change of anything but a manifest may change them all: ConfigMap volumes switch a symbolic link.
-                full = not all(is_manifest(name) for name in names) or loop.time() >= next_full_scan
-                if full:
-                    next_full_scan = loop.time() + _FULL_SCAN_SECONDS
-                if names or full:
-                    yield None if full else names
-                if _identity(self._directory) != identity:
-                    return
+        next_full_scan = loop.time()
+        names: set[str] = set()
+        while True:
+            # A change of anything but a manifest may change them all: ConfigMap volumes switch a symbolic link.
+            full = not all(is_manifest(name) for name in names) or loop.time() >= next_full_scan
+            if full:
+                next_full_scan = loop.time() + _FULL_SCAN_SECONDS
+            if names or full:
+                yield None if full else names
+            if watch.ended or _identity(self._directory) != identity:
+                return
+            names = await _gather(watch)
+
+
+async def _gather(watch: DirectoryWatch) -> set[str]:
+    """The names of one burst of changes; none if nothing changes until the identity of the directory is due."""
+    names: set[str] = set()
+    if await watch.wait(_IDENTITY_SECONDS):
+        names = watch.take()
+        end = asyncio.get_running_loop().time() + _BURST_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(_QUIET_SECONDS)
+            if not (more := watch.take()):
+                break
+            names |= more
+    return names
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
