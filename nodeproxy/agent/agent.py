@@ -128,6 +128,7 @@ class Agent:
                 FELL_BACK, f"{self._config.mode} mode cannot be had on this node: {self._modes.mode} mode serves"
             )
         self._metrics.set_mode(str(self._modes.mode))
+        self._metrics.draining_real_servers.set_function(lambda: self._modes.draining)
         await asyncio.to_thread(apply_settings, self._config, self._modes.in_force)
         if self._config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not self._config.cluster_cidrs:
             _log.warning("no --cluster-cidr: traffic of local pods cannot be told apart, cluster IPs are not masqueraded")

@@ -42,6 +42,7 @@ class Modes:
         self._node = node
         self._variant = Variant.NFT
         self._draining = False
+        self._leaving: tuple[Programmer, ...] = ()
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self.mode = config.mode
@@ -99,6 +100,11 @@ class Modes:
         return True
 
     @property
+    def draining(self) -> int:
+        """How many real servers drain, of this mode and of those that leave. In any thread."""
+        return sum(programmer.draining for programmer in (self.programmer, *self._leaving))
+
+    @property
     def in_force(self) -> ProgrammerConfig:
         """How the programmer is configured."""
         return self._in_force
@@ -110,8 +116,10 @@ class Modes:
             self._changed.clear()
             async with self._writing:
                 await remove_others(self._variant, self._families)
-                others = [self._make(self._config, mode, self._in_force) for mode in Mode if mode is not self.mode]
-            await asyncio.gather(*(self._let_go(other, sync) for other in others))
+                self._leaving = tuple(
+                    self._make(self._config, mode, self._in_force) for mode in Mode if mode is not self.mode
+                )
+            await asyncio.gather(*(self._let_go(other, sync) for other in self._leaving))
             if not self._changed.is_set():
                 self._drained(sync)
             await self._changed.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any

@@ -99,6 +99,10 @@ class ProgrammingError(Exception):
 class Programmer(Protocol):
     """Programs a forwarding table into the kernel. All methods are called from one task, one at a time."""
 
+    @property
+    def draining(self) -> int:
+        """How many real servers take no new connections and keep those that they have. In any thread."""
+
     async def prepare(self) -> None:
         """Check tools and kernel, take stock of what is there. Raises `ProgrammingError` with what is missing."""
 

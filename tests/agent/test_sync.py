@@ -52,6 +52,8 @@ class Recorder:
         self.failures = 0
         self.refuse: Callable[[ServicePortKey], bool] = lambda key: False
 
+    draining = 0
+
     async def prepare(self) -> None:
         """Nothing to prepare."""
 

@@ -172,12 +172,14 @@ def test_ipvs_mode_leaves_once_its_connections_have_ended(box: Sandbox, way: Way
         flow.check()
         world.settle(lambda: len(world.virtual_servers()) == 1, "only the virtual server of the flow is left")
         assert " weight 0" in world.virtual_servers()[0]
+        assert world.metric("nodeproxy_draining_real_servers") == 1
         # The address is still on the node, whose own processes are not reached by it.
         assert names(ask(client, CLUSTER_IP, 2222)) == {str(Rejected())}
         assert names(ask(box.node, CLUSTER_IP, 2222)) == {str(Rejected())}
         new_flow_works(client)
         flow.reset()
         world.settle(lambda: not _traces(box.node), "nothing of IPVS mode is left", 40)
+        assert world.metric("nodeproxy_draining_real_servers") == 0
         assert not any("KUBE-IPVS" in rule for rule in world.rules("filter") + world.rules("nat"))
         new_flow_works(client)
 

@@ -28,6 +28,11 @@ class IptablesProgrammer:
         self._families: list[FamilyProgrammer] = []
         self._failed: list[Family] = []
 
+    @property
+    def draining(self) -> int:
+        """None: established flows live in conntrack."""
+        return 0
+
     async def prepare(self) -> None:
         """Check tools and tables of each family. One that cannot be had is left out; `ProgrammingError` if none can."""
         self._families = []

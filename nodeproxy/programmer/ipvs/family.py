@@ -81,6 +81,11 @@ class FamilyProgrammer:
         self._wanted = None
 
     @property
+    def draining(self) -> int:
+        """How many real servers drain."""
+        return self._servers.draining
+
+    @property
     def needs_full_pass(self) -> bool:
         """Whether what the kernel holds is unknown: at start, after drift, after failure."""
         return self._wanted is None

@@ -37,6 +37,11 @@ class IpvsProgrammer:
         self._removed_addresses: frozenset[str] = frozenset()
         self._leaving: Leaving | None = None
 
+    @property
+    def draining(self) -> int:
+        """How many real servers of all families take no new connections and keep those that they have."""
+        return sum(family.draining for family in self._families) if self._leaving is None else self._leaving.draining
+
     async def prepare(self) -> None:
         """Check kernel and tools, set sysctls. A family that cannot be had is left out; `ProgrammingError` if none can."""
         try:

@@ -88,7 +88,8 @@ class VirtualServers:
     @property
     def draining(self) -> int:
         """How many real servers drain."""
-        return sum(len(self._programmed[server].draining) for server in self._draining)
+        programmed = self._programmed
+        return sum(len(have.draining) for server in tuple(self._draining) if (have := programmed.get(server)) is not None)
 
     def leaving_addresses(self) -> set[str]:
         """Addresses of virtual servers that are not wanted, and still there."""
