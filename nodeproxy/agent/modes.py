@@ -26,6 +26,7 @@ from nodeproxy.programmer.base import Programmer, ProgrammerConfig, ProgrammingE
 from nodeproxy.programmer.iptables.programmer import IptablesProgrammer
 from nodeproxy.programmer.ipvs.programmer import IpvsProgrammer
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
+from nodeproxy.programmer.ipvs.system import apply_settings, require_features
 from nodeproxy.programmer.ipvs.withdrawal import addresses_are_left
 
 _log = structlog.get_logger(__name__)
@@ -165,16 +166,7 @@ class Modes:
     def _make(self, config: AgentConfig, mode: Mode, programmer: ProgrammerConfig) -> Programmer:
         if mode is Mode.IPTABLES:
             return IptablesProgrammer(programmer, self._variant)
-        settings = IpvsSettings(
-            scheduler=config.ipvs_scheduler,
-            strict_arp=config.ipvs_strict_arp,
-            exclude_cidrs=config.ipvs_exclude_cidrs,
-            tcp_timeout=round(config.ipvs_tcp_timeout),
-            tcp_fin_timeout=round(config.ipvs_tcpfin_timeout),
-            udp_timeout=round(config.ipvs_udp_timeout),
-            drain_seconds=config.ipvs_drain_timeout,
-        )
-        return IpvsProgrammer(programmer, settings, self._variant)
+        return IpvsProgrammer(programmer, ipvs_settings(config), self._variant)
 
 
 def choose_variant(config: AgentConfig) -> Variant:
@@ -187,3 +179,29 @@ def choose_variant(config: AgentConfig) -> Variant:
         raise ProgrammingError(str(error)) from error
     _log.info("iptables variant", variant=str(variant), reason=reason)
     return variant
+
+
+def ipvs_settings(config: AgentConfig) -> IpvsSettings:
+    """The part of the configuration that IPVS mode alone needs."""
+    return IpvsSettings(
+        scheduler=config.ipvs_scheduler,
+        strict_arp=config.ipvs_strict_arp,
+        exclude_cidrs=config.ipvs_exclude_cidrs,
+        tcp_timeout=round(config.ipvs_tcp_timeout),
+        tcp_fin_timeout=round(config.ipvs_tcpfin_timeout),
+        udp_timeout=round(config.ipvs_udp_timeout),
+        drain_seconds=config.ipvs_drain_timeout,
+    )
+
+
+def prepare_kernel(config: AgentConfig) -> None:
+    """Load modules and set sysctls of the configured mode, so that an agent with fewer privileges can run. Blocking.
+
+    Raises `ProgrammingError` with what is missing.
+    """
+    if config.mode is Mode.IPVS:
+        try:
+            require_features(ipvs_settings(config))
+        except KernelError as error:
+            raise ProgrammingError(str(error)) from error
+        apply_settings(ipvs_settings(config))

@@ -118,7 +118,13 @@ def _write(config: AgentConfig, resolved: Resolved, path: Path) -> None:
 
 
 def _set_what_needs_privileges(config: AgentConfig) -> None:
+    from nodeproxy.agent.modes import prepare_kernel  # noqa: PLC0415
     from nodeproxy.agent.node import available_families, programmer_config  # noqa: PLC0415
     from nodeproxy.agent.system import apply_settings  # noqa: PLC0415
+    from nodeproxy.programmer.base import ProgrammingError  # noqa: PLC0415
 
     apply_settings(config, programmer_config(config, config.mode, available_families(), None))
+    try:
+        prepare_kernel(config)
+    except ProgrammingError as error:
+        fail(str(error))

@@ -13,7 +13,7 @@ from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
 from tests.ways import IPVS_NFT, LEGACY, NFT, Way, ipvs
 
-from .conftest import POD_A, POD_B
+from .conftest import POD_A
 from .world import CLUSTER_IP, World, ask, endpoint_slice, names, service
 
 pytestmark = pytest.mark.kernel
@@ -44,16 +44,29 @@ def test_without_the_capability_it_ends_with_one_line_that_names_it(box: Sandbox
     assert "Traceback" not in process.stderr
 
 
-@WAYS
+@pytest.mark.parametrize("way", [LEGACY, NFT], ids=str)
 def test_sysctls_that_are_read_only_are_said_once_and_services_work(box: Sandbox, way: Way) -> None:
     world = wrapped(box, way, READ_ONLY_SYSCTLS, ["--conntrack-tcp-timeout-close-wait", "17m"])
     with world.agent:
-        # From a pod: IPVS cannot masquerade without net.ipv4.vs.conntrack.
-        assert names(ask(box.pods[POD_B], CLUSTER_IP, 80, 5)) == {"a"}
+        assert names(ask(box.outside, CLUSTER_IP, 80, 5)) == {"a"}
         text = world.agent.log_text()
     said = [line for line in text.splitlines() if "sysctl not set" in line and "close_wait" in line]
     assert len(said) == 1, text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("way", [ipvs(IPVS_NFT)], ids=str)
+def test_ipvs_mode_is_not_to_be_had_without_the_one_sysctl_it_cannot_do_without(box: Sandbox, way: Way) -> None:
+    world = wrapped(box, way, READ_ONLY_SYSCTLS)
+    process = box.node.run(
+        subprocess.run, world.agent.command, capture_output=True, text=True, timeout=scaled(30), check=False
+    )
+    assert process.returncode == 1
+    assert "net.ipv4.vs.conntrack is 0 and cannot be set" in process.stderr
+    assert "Traceback" not in process.stderr
+    world.agent.command += ["--fallback", "iptables"]
+    with world.agent:
+        assert names(ask(box.outside, CLUSTER_IP, 80, 5)) == {"a"}
 
 
 @WAYS

@@ -16,7 +16,7 @@ from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
 from nodeproxy.programmer.ipvs.family import FamilyProgrammer, Refused
 from nodeproxy.programmer.ipvs.names import DEVICE
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
-from nodeproxy.programmer.ipvs.system import apply_settings, missing_features
+from nodeproxy.programmer.ipvs.system import apply_settings, require_features
 from nodeproxy.programmer.ipvs.withdrawal import Leaving
 from nodeproxy.programmer.stale_flows import StaleFlows
 
@@ -45,12 +45,7 @@ class IpvsProgrammer:
     async def prepare(self) -> None:
         """Check kernel and tools, set sysctls. A family that cannot be had is left out; `ProgrammingError` if none can."""
         try:
-            missing = await asyncio.to_thread(missing_features, self._settings)
-            if missing:
-                raise ProgrammingError(
-                    f"this kernel cannot do IPVS mode: {'; '.join(missing)}. Load the modules on the host (modprobe), "
-                    "install the kernel's package of extra modules, or use --mode iptables (or --fallback iptables)"
-                )
+            await asyncio.to_thread(require_features, self._settings)
             self._node = await asyncio.to_thread(NodeAddresses, excluding=(DEVICE,))
         except KernelError as error:
             raise ProgrammingError(str(error)) from error

@@ -13,20 +13,35 @@ from nodeproxy.kernel.errors import KernelError, PermissionMissing
 from nodeproxy.kernel.ipset import IPSets
 from nodeproxy.kernel.ipvs import IPVS
 from nodeproxy.kernel.links import Links
+from nodeproxy.programmer.base import ProgrammingError
 from nodeproxy.programmer.ipvs.names import DEVICE
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
 
 _log = structlog.get_logger(__name__)
 
+_CONNTRACK = "net.ipv4.vs.conntrack"
 
-def missing_features(settings: IpvsSettings) -> list[str]:
-    """What the kernel lacks for IPVS mode, each as one short sentence. Loads modules where it can; makes the interface."""
+
+def require_features(settings: IpvsSettings) -> None:
+    """Raise `ProgrammingError` with all that the kernel lacks for IPVS mode, `KernelError` where it may not be asked.
+
+    Loads modules where it can, and makes the interface.
+    """
+    if missing := _missing_features(settings):
+        raise ProgrammingError(
+            f"this kernel cannot do IPVS mode: {'; '.join(missing)}. Load the modules on the host (modprobe), "
+            "install the kernel's package of extra modules, or use --mode iptables (or --fallback iptables)"
+        )
+
+
+def _missing_features(settings: IpvsSettings) -> list[str]:
     found = []
     try:
         with IPVS() as ipvs:
             ipvs.require()
             if not ipvs.has_scheduler(settings.scheduler):
                 found.append(f"no IPVS scheduler {settings.scheduler!r} (module ip_vs_{settings.scheduler})")
+        found += _no_conntrack()
     except PermissionMissing:
         raise
     except KernelError:
@@ -48,6 +63,17 @@ def missing_features(settings: IpvsSettings) -> list[str]:
     return found
 
 
+def _no_conntrack() -> list[str]:
+    """Without this one, IPVS cannot masquerade, and conntrack takes the replies of its connections for invalid."""
+    try:
+        if sysctl.get(_CONNTRACK) != "1":
+            sysctl.set(_CONNTRACK, "1")
+            _log.info("sysctl set", name=_CONNTRACK, value="1")
+    except KernelError as error:
+        return [f"{_CONNTRACK} is 0 and cannot be set ({error})"]
+    return []
+
+
 def apply_settings(settings: IpvsSettings) -> None:
     """Set sysctls and timeouts. One that cannot be set is said, never fatal."""
     for name, value in _sysctls(settings):
@@ -67,8 +93,6 @@ def apply_settings(settings: IpvsSettings) -> None:
 
 def _sysctls(settings: IpvsSettings) -> Iterator[tuple[str, str]]:
     yield "net.ipv4.ip_forward", "1"
-    # Replies of masqueraded connections find their way through conntrack.
-    yield "net.ipv4.vs.conntrack", "1"
     # A client that uses a port again gets a new real server: before Linux 5.9 this cost it a second (and with 4.1 to
     # 5.8 the value 0 is better, which sends it to the old one).
     yield "net.ipv4.vs.conn_reuse_mode", "1" if _kernel_version() >= (5, 9) else "0"
