@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # IPVS mode runs in a VM where this kernel has no IPVS; the demo does not wait for a kernel to be built for that.
 RUN = PATH="$$PWD/.venv/bin:$$PATH" $(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm run --)
 
-.PHONY: help setup demo test lint unit kernel conformance ipvs controlplane e2e bench format clean
+.PHONY: help setup demo test lint unit kernel conformance ipvs controlplane e2e bench soak format clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ lint unit kernel conformance ipvs controlplane e2e: setup ## one stage of `make 
 
 bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)
 	@$(PYTHON) -m hack.bench $(ARGS)
+
+soak: setup ## load on a node while backends are replaced, agents killed, modes switched: does anybody notice? (ARGS="--help")
+	@$(PYTHON) -m hack.soak $(ARGS)
 
 format: setup ## ruff format and fixes
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import ipaddress
 import signal
@@ -44,6 +43,7 @@ from nodeproxy.agent.outside import Outside, StartError, reach_outside
 from nodeproxy.agent.reload import follow
 from nodeproxy.agent.sync import SyncLoop
 from nodeproxy.agent.system import apply_settings
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.cluster.state import ClusterState
 from nodeproxy.forwarding.node import NodeFacts
 from nodeproxy.forwarding.table import Family
@@ -252,8 +252,7 @@ class Agent:
     async def _say_started(self, sync: SyncLoop) -> None:
         """Until the first sync there is no garbage, only state: collecting would cost a fifth of the time to get there."""
         gc.disable()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(sync.first_sync.wait(), _COLLECTOR_HELD_SECONDS)
+        await wait_at_most(sync.first_sync, _COLLECTOR_HELD_SECONDS)
         gc.freeze()
         gc.enable()
         await sync.first_sync.wait()

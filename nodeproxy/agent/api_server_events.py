@@ -8,7 +8,6 @@ filter). Whatever cannot be taken or written is dropped and counted: nothing wai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from nodeproxy.agent.events import action_of
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.forwarding.table import ServiceName
 from nodeproxy.source.apiserver.connection import Cancel, RequestError, StatusError
 from nodeproxy.source.apiserver.credentials import CredentialsError
@@ -130,8 +130,7 @@ class ApiServerEvents:
                 record = self._queue.popleft()
                 record.queued = False
                 await self._write(record)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_SECONDS if self._records else None)
+            await wait_at_most(self._wake, _LOOK_SECONDS if self._records else None)
             self._look()
 
     def _add(self, regarding: ObjectReference, reason: str, note: str, warning: bool) -> None:

@@ -22,6 +22,7 @@ from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.events import HEALTH_CHECK_FAILED, EventRecorder
 from nodeproxy.agent.http_server import Answer, Connections, Listener, bound
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, HealthCheck, ServiceName
 from nodeproxy.kernel.addresses import LocalAddress
 from nodeproxy.programmer.base import NodePortAddresses
@@ -129,8 +130,7 @@ class HealthCheckServers:
             while True:
                 self._wake.clear()
                 await self._reconcile()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._seconds_to_retry())
+                await wait_at_most(self._wake, self._seconds_to_retry())
         finally:
             for server in self._servers.values():
                 for listener in server.open.values():

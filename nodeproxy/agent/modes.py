@@ -7,7 +7,6 @@ withdraw, step by step, so that established flows end by themselves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -17,6 +16,7 @@ from nodeproxy.agent.cleanup import remove_others
 from nodeproxy.agent.config import AgentConfig, Mode
 from nodeproxy.agent.node import programmer_config
 from nodeproxy.agent.sync import SyncLoop
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.cluster.checked import CheckedNode
 from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel.errors import KernelError
@@ -144,8 +144,7 @@ class Modes:
                 if state is Withdrawal.IDLE:
                     delay = backoff.next()
                     self._drained(sync)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), delay)
+            await wait_at_most(self._changed, delay)
 
     def _drained(self, sync: SyncLoop) -> None:
         self._draining = False

@@ -7,7 +7,6 @@ one task, so the programmer never sees two calls at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -19,6 +18,7 @@ from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.events import REFUSED_BY_KERNEL, REFUSED_FIELD, EventRecorder
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.api.objects import EndpointSlice, Service
 from nodeproxy.cluster.state import ClusterChanges, ClusterState
 from nodeproxy.forwarding.table import Delta, ForwardingTable, RowChange, ServiceName, ServicePortKey, merge_deltas
@@ -142,8 +142,7 @@ class SyncLoop:
                 self._audit_at = time.monotonic() + _AUDIT_PERIOD
                 continue
             deadlines = [at for at in (sync_at, self._audit_at if self._synced_once else None) if at is not None]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(deadlines) - now if deadlines else None)
+            await wait_at_most(self._wake, min(deadlines) - now if deadlines else None)
 
     def _sync_due(self) -> float | None:
         """When the next sync may start (monotonic seconds); None where there is nothing to do."""

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from nodeproxy.agent.traffic_flows import FLOW_LIMIT, FlowMemory
 from nodeproxy.agent.traffic_series import Ports, SeriesIndex
+from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.forwarding.table import Delta, ForwardingTable
 from nodeproxy.kernel import sysctl
 from nodeproxy.kernel.conntrack_accounting import accounts
@@ -118,8 +119,7 @@ class TrafficCounters(Collector):
                 wait = max(self._started + self._period, self._not_before) - time.monotonic()
                 if wait <= 0:
                     return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+            await wait_at_most(self._changed, wait)
 
     async def _turn_off(self) -> None:
         if self._index is None:

@@ -24,6 +24,7 @@ def access_filter(family: Family) -> list[str]:
     """The chain in the filter table: what Services answer comes first; the rest is rejected, but for pings."""
     icmp, reject = ("icmp", "icmp") if family is Family.IPV4 else ("ipv6-icmp", "icmp6")
     return [
+        "-m conntrack ! --ctstate NEW -j RETURN",
         f"-m set ! --match-set {SetName.SERVICE_ADDRESSES.of(family)} dst -j RETURN",
         f"-p {icmp} -j RETURN",
         f"-j {SERVICES}",

@@ -155,6 +155,8 @@ def _hairpin(family: Family, features: Features) -> str:
 def _filter(family: Family) -> Iterator[str]:
     reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
     icmp = "icmp" if family is Family.IPV4 else "ipv6-icmp"
+    # Also here, because a kube-proxy that takes the node back leads everything to this chain before it rewrites it.
+    yield "-m conntrack ! --ctstate NEW -j RETURN"
     yield f"{_in_set(SetName.DROPPED, family)} -j DROP"
     yield f"{_in_set(SetName.REJECTED, family)} -j REJECT --reject-with {reject}"
     # No process of the node is reached at a service address, whatever port it listens on; but it can be pinged.
