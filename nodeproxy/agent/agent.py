@@ -160,6 +160,7 @@ class Agent:
                     outside.write_events(),
                     self._observers.run(),
                     self._follow_addresses(sync),
+                    self._hold_collector(sync),
                     self._say_started(sync),
                     self._modes.clear_up(sync),
                     *self._reloading(sync),
@@ -210,12 +211,12 @@ class Agent:
         self._config = config
         await asyncio.to_thread(apply_settings, config, self._modes.in_force)
         self._observers.configure(config, self._modes.in_force)
-        self._health.change_sync_period(config.sync_period_of(config.mode))
+        self._health.change_sync_period(config.sync_period_of(self._modes.mode))
         self._tracker.facts = replace(self._tracker.facts, masquerade_all=config.masquerade_all)
         sync.request()
         self._config_changed.set()
         self._config_changed = asyncio.Event()
-        _log.info("configuration applied", mode=str(config.mode))
+        _log.info("configuration applied", mode=str(self._modes.mode))
         return True
 
     async def _change_mode(self, config: AgentConfig, sync: SyncLoop) -> bool:
@@ -249,12 +250,14 @@ class Agent:
                 _log.error("source failed", error=str(error))
             await asyncio.sleep(backoff.next())
 
-    async def _say_started(self, sync: SyncLoop) -> None:
+    async def _hold_collector(self, sync: SyncLoop) -> None:
         """Until the first sync there is no garbage, only state: collecting would cost a fifth of the time to get there."""
         gc.disable()
         await wait_at_most(sync.first_sync, _COLLECTOR_HELD_SECONDS)
         gc.freeze()
         gc.enable()
+
+    async def _say_started(self, sync: SyncLoop) -> None:
         await sync.first_sync.wait()
         self._events.node(STARTING, "")
 

@@ -93,23 +93,32 @@ async def _drain(families: Sequence[Family], seconds: float) -> None:
 
 
 async def remove_others(variant: Variant, families: Sequence[Family]) -> None:
-    """Remove what served before and that ours, in `variant`, does not replace: the same rules in the other variant of
-    iptables, kube-proxy's table of nftables mode, its own ipsets. What cannot be removed is said.
+    """Remove rules that served before and that ours, in `variant`, do not replace: those of the other variant of iptables,
+    and kube-proxy's table of nftables mode. What cannot be removed is said.
     """
     for other in Variant:
         for family in families if other is not variant else ():
             with contextlib.suppress(ToolMissing), _said("rules of the other iptables variant"):
                 await _remove_rules(other, family, kube_proxys=True)
-    with contextlib.suppress(FeatureMissing), _said("what kube-proxy left"):
-        await asyncio.to_thread(_remove_kube_proxys, families)
+    with _said("kube-proxy's nftables table"):
+        await asyncio.to_thread(_remove_nft_tables, families)
 
 
-def _remove_kube_proxys(families: Sequence[Family]) -> None:
+async def remove_kube_proxy_sets() -> None:
+    """Remove the ipsets that only kube-proxy uses, once nobody needs them to tell its virtual servers from others'."""
+    with contextlib.suppress(FeatureMissing), _said("ipsets of kube-proxy"):
+        await asyncio.to_thread(_remove_sets)
+
+
+def _remove_nft_tables(families: Sequence[Family]) -> None:
     if tables := _nft_tables(families):
         with NftTables() as nft:
             for family in tables:
                 nft.delete(int(family), NFT_TABLE)
         _log.info("removed kube-proxy's nftables table", families=[int(family) for family in tables])
+
+
+def _remove_sets() -> None:
     with IPSets() as ipsets:
         left = sorted(KUBE_PROXY_SETS.intersection(ipsets.list_names("KUBE-")))
         refused = ipsets.destroy(left)

@@ -221,6 +221,7 @@ def _answered(path: str, respond: Callable[[], _Answered]) -> _Answered | Answer
 
 def _head(answer: Answer) -> bytes:
     headers: Iterable[tuple[str, str]] = (
+        ("Server", "nodeproxy"),  # tells us from kube-proxy, which answers alike (`other_proxies`)
         ("Content-Type", answer.content_type),
         ("X-Content-Type-Options", "nosniff"),
         *answer.headers.items(),

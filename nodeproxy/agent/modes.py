@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from nodeproxy.agent.backoff import Backoff
-from nodeproxy.agent.cleanup import remove_others
+from nodeproxy.agent.cleanup import remove_kube_proxy_sets, remove_others
 from nodeproxy.agent.config import AgentConfig, Mode
 from nodeproxy.agent.node import programmer_config
 from nodeproxy.agent.sync import SyncLoop
@@ -122,6 +122,7 @@ class Modes:
                 )
             await asyncio.gather(*(self._let_go(other, sync) for other in self._leaving))
             if not self._changed.is_set():
+                await remove_kube_proxy_sets()
                 self._drained(sync)
             await self._changed.wait()
 

@@ -11,7 +11,7 @@ from nodeproxy.cli.config import config
 from nodeproxy.cli.logging import configure_logging
 from nodeproxy.cli.options import LOG_OPTIONS, options
 from nodeproxy.cli.run import clean_up_node, run
-from nodeproxy.cli.types import normalise
+from nodeproxy.cli.types import Duration, normalise
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -22,11 +22,18 @@ def main_group() -> None:
 
 @main_group.command()
 @click.option("--iptables-variant", type=click.Choice(["legacy", "nft"]), multiple=True, help="Default: both.")
+@click.option(
+    "--ipvs-drain-timeout", type=Duration(), default="15m", show_default=True,
+    help="Where kube-proxy serves already: how long connections through our virtual servers are waited for at most.",
+)  # fmt: skip
 @options(LOG_OPTIONS)
-def cleanup(iptables_variant: tuple[str, ...], verbosity: int, log_format: str) -> None:
-    """Remove everything that nodeproxy programmed on this node, and nothing else."""
+def cleanup(iptables_variant: tuple[str, ...], ipvs_drain_timeout: float, verbosity: int, log_format: str) -> None:
+    """Remove everything that nodeproxy programmed on this node, and nothing else.
+
+    What a kube-proxy that has taken the node over serves with stays, though it has the same names.
+    """
     configure_logging(verbosity, log_format)
-    clean_up_node(iptables_variant)
+    clean_up_node(iptables_variant, ipvs_drain_timeout)
 
 
 main_group.add_command(run)

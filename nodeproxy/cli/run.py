@@ -69,14 +69,14 @@ def resolved_or_fail(line: CommandLine) -> Resolved:
     return resolved
 
 
-def clean_up_node(variants: tuple[str, ...]) -> None:
-    """Remove everything of ours; of both variants of iptables if none is named."""
+def clean_up_node(variants: tuple[str, ...], drain_seconds: float) -> None:
+    """Remove everything of ours; of both variants of iptables if none is named. See `clean_up`."""
     from nodeproxy.agent.cleanup import clean_up  # noqa: PLC0415
     from nodeproxy.programmer.base import ProgrammingError  # noqa: PLC0415
 
     need_privileges()
     try:
-        asyncio.run(clean_up(variants or None))
+        asyncio.run(clean_up(variants or None, drain_seconds))
     except ProgrammingError as error:
         fail(str(error))
 
@@ -104,7 +104,7 @@ def _clean_up(context: click.Context, line: CommandLine) -> None:
         fail("--cleanup: removes what every mode left; cannot be used together with --mode")
     configure_logging(context.params["verbosity"], context.params["log_format"])
     variant = line.flags.get("iptables_variant")
-    clean_up_node((variant,) if variant else ())
+    clean_up_node((variant,) if variant else (), context.params["ipvs_drain_timeout"])
 
 
 def _write(config: AgentConfig, resolved: Resolved, path: Path) -> None:

@@ -131,6 +131,10 @@ there (empty in IPv6), and never removes it.
 """
 
 
+_SOMETIMES_REACHED: Final = {("ipvs", "nat"): ("KUBE-LOAD-BALANCER",), ("ipvs", "filter"): ("KUBE-SOURCE-RANGES-FIREWALL",)}
+"""Chains that kube-proxy keeps also while no rule leads there, by mode and table."""
+
+
 class NodePort(NamedTuple):
     """A port that kube-proxy serves at addresses of the node; protocol as `tcp`, `udp`, `sctp`."""
 
@@ -165,19 +169,23 @@ def kube_proxy_holds(tables: Mapping[str, TableSnapshot]) -> bool:
 
 
 def reached_by_kube_proxy(tables: Mapping[str, TableSnapshot]) -> dict[str, set[str]]:
-    """Chains, by table, that kube-proxy's jumps lead to in the modes that hold, and its canaries: to be left as they are.
+    """Chains, by table, that kube-proxy uses in the modes that hold: where its jumps lead, and what it keeps besides.
 
     Any other chain that is ours by name is of no use to it.
     """
-    jumps = {jump for mode in kube_proxy_modes(tables) for jump in JUMPS[mode]}
-    return {table: set(_reached(table, kernel, jumps)) for table, kernel in tables.items()}
+    modes = kube_proxy_modes(tables)
+    reached = {}
+    for table, kernel in tables.items():
+        starts = [CANARY, *(chain for mode in modes for chain in _SOMETIMES_REACHED.get((mode, table), ()))]
+        for jump in (jump for mode in modes for jump in JUMPS[mode]):
+            if jump.table == table and jump.rule in kernel.chains.get(jump.chain, ()):
+                starts += _targets([jump.rule])
+        reached[table] = set(_reached(starts, kernel))
+    return reached
 
 
-def _reached(table: str, kernel: TableSnapshot, jumps: Collection[Jump]) -> Iterator[str]:
-    wanted = [
-        rule for jump in jumps if jump.table == table for rule in kernel.chains.get(jump.chain, ()) if rule == jump.rule
-    ]
-    ahead = [CANARY, *_targets(wanted)]
+def _reached(starts: Iterable[str], kernel: TableSnapshot) -> Iterator[str]:
+    ahead = list(starts)
     seen: set[str] = set()
     while ahead:
         chain = ahead.pop()
