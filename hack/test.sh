@@ -8,7 +8,11 @@ lint() {
   ruff check . && ruff format --check . && mypy && lint-imports
 }
 unit() { python -m pytest -q -n 2 tests -m "not kernel and not ipvs and not controlplane and not vm"; }
-kernel() { python -m pytest -q tests -m "kernel and not ipvs and not vm and not controlplane" --ignore tests/conformance; }
+# Tests in namespaces mostly wait: for packets that must not come, for agents to notice.
+kernel() {
+  python -m pytest -q -n 3 tests -m "kernel and not ipvs and not vm and not controlplane" \
+    --ignore tests/conformance --ignore tests/takeover --ignore tests/load
+}
 conformance() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
 # On this kernel where it has IPVS, else in two VMs, because the usual kind has one processor.
 ipvs() {
@@ -16,14 +20,23 @@ ipvs() {
   export HACK_VM_MEMORY=${HACK_VM_MEMORY:-2048}
   local scenes packets=0
   python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/conformance -m ipvs & scenes=$!
-  python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests -m ipvs --ignore tests/conformance || packets=1
+  python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests -m ipvs \
+    --ignore tests/conformance --ignore tests/takeover --ignore tests/load || packets=1
   wait "$scenes" && return "$packets"
 }
 controlplane() { python hack/controlplane/build.py && python -m pytest -q tests/controlplane; }
+# With a real kube-proxy, and both modes; all its pairs with IPVS mode: `make takeover-ipvs`.
+takeover() { python hack/controlplane/build.py && python -m pytest -q -n 4 tests/takeover -m "not ipvs"; }
+takeover-ipvs() { python hack/controlplane/build.py && python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/takeover -m ipvs; }
+# The short form; `make soak` is the long one, with every event in every mode. Alone on the machine, because it is about time.
+load() {
+  python -m pytest -q tests/load -m "not ipvs" -k "nft or kill or generator" &&
+    python -m hack.vm run --fresh -- python -m pytest -v tests/load -m ipvs -k "switch or kill"
+}
 e2e() { python hack/controlplane/build.py && python -m pytest -q e2e; }
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs controlplane e2e)
+[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs controlplane takeover load e2e)
 begin=$SECONDS failed=() number=0
 for stage in "${stages[@]}"; do
   number=$((number + 1)) start=$SECONDS

@@ -91,7 +91,11 @@ class World:
     def rules(self, table: str = "nat", *, family: int = 4) -> list[str]:
         """The lines of iptables-save for a table, without counters and comments."""
         tool = f"{'iptables' if family == 4 else 'ip6tables'}-{self.way.variant}-save"
-        text = self.box.node.command([tool, "-t", table]).stdout
+        done = self.box.node.command([tool, "-t", table], check=False)
+        while done.returncode and "in kernel doesn't exist" in done.stderr:  # a set went between its rule and its name
+            done = self.box.node.command([tool, "-t", table], check=False)
+        assert done.returncode == 0, done.stderr
+        text = done.stdout
         return [line.split(" [")[0] for line in text.splitlines() if line[:1] in (":", "-")]
 
     def forwards_to(self, endpoint: str) -> bool:

@@ -15,9 +15,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from rich.console import Console
 
-from hack.bench import plot, report, rules, virtual_servers
+from hack.bench import idle, plot, report, rules, virtual_servers
 from hack.bench.__main__ import Sizes
-from hack.bench.results import Changes, Cpu, FirstSync, IpvsCount, Machine, Report, Run, spread
+from hack.bench.results import Changes, Cpu, FirstSync, Idle, IpvsCount, Machine, Report, Run, spread
 from hack.bench.static_api import StaticApi
 from nodeproxy.kernel.ipvs import RealServer, RealServerState, VirtualServer
 from nodeproxy.sandbox.namespace import NETNS_DIR
@@ -47,7 +47,7 @@ def bench(directory: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.kernel
 def test_first_sync_changes_and_idling(tmp_path: Path) -> None:
     shape = ("--services", str(SERVICES), "--endpoints", str(ENDPOINTS), "--changes", str(CHANGES))
-    report = bench(tmp_path, *shape, "--scenario", "sync,idle", "--idle-seconds", "2", "--floor")
+    report = bench(tmp_path, *shape, "--idle", "2", "--floor")
     assert [run["variant"] for run in report["runs"]] == ["legacy", "nft"]
     for run in report["runs"]:
         assert run["error"] is None
@@ -64,9 +64,20 @@ def test_first_sync_changes_and_idling(tmp_path: Path) -> None:
         assert run["rules"]["ipv4"]["rules"] > SERVICES * ENDPOINTS
         assert run["rules"]["ipv4"]["chains"] > SERVICES
         assert run["idle"]["seconds"] >= 2
-        assert run["idle"]["cpu"]["own"] >= 0
+        assert run["idle"]["cpu"]["own"] > 0
+        assert run["idle"]["rss_before_kib"] == run["memory"]["rss_kib"]
+        assert run["idle"]["rss_after_kib"] > 0
     assert report["machine"]["cores"] > 0
-    assert "First sync" in (tmp_path / "plot.svg").read_text()
+    plotted = (tmp_path / "plot.svg").read_text()
+    assert "First sync" in plotted
+    assert "Idle CPU" in plotted
+
+
+@pytest.mark.kernel
+def test_idling_without_changes(tmp_path: Path) -> None:
+    report = bench(tmp_path, "--services", "2,5", "--endpoints", "1", "--changes", "0", "--idle", "1", "--variants", "nft")
+    assert [(run["services"], run["error"], run["changes"]) for run in report["runs"]] == [(2, None, None), (5, None, None)]
+    assert all(run["idle"]["seconds"] >= 1 for run in report["runs"])
 
 
 @pytest.mark.kernel
@@ -273,6 +284,75 @@ async def test_the_static_api_server_tells_watchers_of_changes() -> None:
             assert json.loads(await resumed.content.readline())["object"]["metadata"]["resourceVersion"] == "3"
         ended = await client.get(SERVICES_PATH, params={"watch": "true", "timeoutSeconds": "0.1"})
         assert await ended.read() == b""
+
+
+def made_idle(milliseconds: float) -> Idle:
+    cpu = Cpu(milliseconds / 1000, 0.0)
+    return Idle(
+        60.0, cpu, milliseconds, milliseconds / 600, switches_per_second=1.5, rss_before_kib=2000, rss_after_kib=3000
+    )
+
+
+def test_idling_is_compared_too() -> None:
+    ours, theirs = made_run("nodeproxy", 100, [0.004]), made_run("peer", 100, [0.1])
+    ours.idle, theirs.idle = made_idle(60.0), made_idle(600.0)
+    more = made_run("nodeproxy", 5000, [0.004])
+    output = io.StringIO()
+    report.show(Console(file=output, width=300), made_report(ours, theirs, more))
+    rows = [line.split("│") for line in output.getvalue().splitlines() if line.startswith("│")]
+    idling = [[cell.strip() for cell in row[-7:-1]] for row in rows]
+    assert idling[0] == ["60.0", "", "0.100", "1.50", "2.0", "3.1"]
+    assert idling[1] == ["600.0", "0.100", "1.000", "1.50", "2.0", "3.1"]
+    assert idling[2] == ["-", "", "-", "-", "-", "-"]
+
+
+BUSY = "import time\nwhile time.process_time() < 0.25: pass"
+WORKS_WHEN_TOLD = f"""
+import subprocess, sys, time
+print("ready", flush=True)
+while command := sys.stdin.readline().strip():
+    if command == "rest":
+        for _ in range(20):
+            time.sleep(0.001)
+    elif command == "wait for a child":
+        subprocess.run([sys.executable, "-c", {BUSY!r}], check=True)
+    elif command == "leave a child alone":
+        busy = {BUSY!r} + "\\nprint(flush=True)\\ntime.sleep(60)"
+        child = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+        child.stdout.readline()
+    elif command == "end the child":
+        child.kill()
+        child.wait()
+    print("done", flush=True)
+"""
+
+
+def used_for(process: subprocess.Popen[str], command: str) -> Idle:
+    """What that process and its children use to carry out a command."""
+    assert process.stdin and process.stdout
+    before = idle.usage(process.pid)
+    process.stdin.write(f"{command}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+    return idle.between(before, idle.usage(process.pid))
+
+
+def test_what_children_use_counts_once() -> None:
+    command = [sys.executable, "-c", WORKS_WHEN_TOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        resting = used_for(process, "rest")
+        assert resting.switches_per_second * resting.seconds >= 20
+        assert resting.cpu.total < 0.2
+        assert used_for(process, "wait for a child").cpu.children >= 0.24
+        left = used_for(process, "leave a child alone")
+        assert left.cpu.children >= 0.24
+        assert left.cpu_ms_per_minute == pytest.approx(left.cpu.total * 60_000 / left.seconds)
+        assert left.core_percent == pytest.approx(left.cpu.total * 100 / left.seconds)
+        assert left.rss_before_kib > 0
+        assert used_for(process, "end the child").cpu.children < 0.2
+        assert process.stdin
+        process.stdin.close()
 
 
 def test_the_plot_escapes_names() -> None:

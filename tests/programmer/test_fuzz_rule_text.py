@@ -191,7 +191,9 @@ def test_no_text_escapes_its_field() -> None:
 
 
 def test_the_grammar_is_strict() -> None:
-    good = '-A KUBE-SVC-10.0.0.0/8 -d 10.0.0.1/32 -p tcp -m comment --comment "ns/svc:p cluster IP" -m tcp --dport 80 -j DROP'
+    good = (
+        '-A KUBE-SVC-10.0.0.0/8 -d 10.0.0.1/32 -p tcp -m comment --comment "ns/svc:p cluster IP" -m tcp --dport 80 -j DROP'
+    )
     assert LINE.fullmatch(good)
     for bad in (
         good.replace("svc", 'svc" -j ACCEPT -m comment --comment "'),
