@@ -21,6 +21,7 @@ from nodeproxy.programmer.rules.names import (
     MARK_MASQ,
     NODE_PORTS,
     POSTROUTING,
+    PROXY_FIREWALL,
     SERVICES,
 )
 
@@ -36,7 +37,9 @@ def jumps(family: Family, config: ProgrammerConfig) -> list[Jump]:
     def comment(text: str) -> str:
         return f'-m comment --comment "{text}"'
 
-    portals = f"{_NEW_NOT_FORWARDED} {comment('kubernetes service portals')} -j {SERVICES}"
+    # By way of KUBE-PROXY-FIREWALL, because that is the one chain of the filter table that a kube-proxy of any mode rewrites
+    # when it takes the node back: what we refused here is refused no longer.
+    portals = f"{_NEW_NOT_FORWARDED} {comment('kubernetes service portals')} -j {PROXY_FIREWALL}"
     result = [
         Jump("nat", "PREROUTING", f"{comment('kubernetes service portals')} -j {SERVICES}", True),
         Jump("nat", "OUTPUT", f"{comment('kubernetes service portals')} -j {SERVICES}", True),
@@ -73,7 +76,7 @@ def fixed_chains(family: Family, config: ProgrammerConfig, features: Features) -
             MARK_MASQ: mark_chain(config),
             POSTROUTING: postrouting_chain(config, features, [hairpin_rule(family)] if features.bpf else []),
         },
-        "filter": {FORWARD: forward_chain(config), **access},
+        "filter": {FORWARD: forward_chain(config), PROXY_FIREWALL: [f"-j {SERVICES}"], **access},
     }
 
 
