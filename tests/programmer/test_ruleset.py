@@ -117,4 +117,4 @@ def test_jumps_of_kube_proxy_are_replaced_by_ours() -> None:
     tables.restore(tx.render(tx.full(ruleset.chains(), jumps(Family.IPV4, CONFIG), read(tables))))
     assert theirs not in tables.chains["filter"]["INPUT"]
     assert "-i lo -j ACCEPT" in tables.chains["filter"]["INPUT"]
-    assert "KUBE-PROXY-FIREWALL" not in tables.chains["filter"]
+    assert tables.chains["filter"]["KUBE-PROXY-FIREWALL"] == ["-j KUBE-SERVICES"]
