@@ -53,8 +53,8 @@ def test_nothing_is_lost_and_nothing_of_ours_is_left(node: Node, theirs: Theirs,
 def test_kube_proxy_goes_on_from_there(node: Node, theirs: Theirs, way: Way) -> None:
     """A Service goes, one gets its first endpoint, the source ranges of one change.
 
-    In the same variant of iptables mode that takes no cleanup: nothing that we leave may stop kube-proxy from programming. Of
-    IPVS mode the fence of source ranges, which is in the mangle table, stays as we left it until the cleanup.
+    In the same variant of iptables mode that takes no cleanup: nothing that we leave may stop kube-proxy from programming.
+    Of IPVS mode the fence of source ranges, which is in the mangle table, stays as we left it until the cleanup.
     """
     with node.nodeproxy(way):
         wait_serving(node.box)
