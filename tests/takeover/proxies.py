@@ -130,9 +130,9 @@ class Node:
         (self._manifests / "shop.yaml").write_text(whole)
 
     def cleanup(self, *flags: str) -> None:
-        """`nodeproxy cleanup`."""
+        """`nodeproxy cleanup`. What IPVS remembers of probes that have ended (UDP: 5 minutes) is not waited for."""
         program = Path(sys.executable).with_name("nodeproxy")
-        self.box.node.command([str(program), "cleanup", *flags], timeout=180)
+        self.box.node.command([str(program), "cleanup", "--ipvs-drain-timeout", "20s", *flags], timeout=180)
 
     def _name(self, program: str) -> str:
         self._runs += 1
