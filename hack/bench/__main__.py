@@ -82,7 +82,7 @@ class Options:
     connect: bool
     connect_services: tuple[int, int]
     connections: int
-    idle_seconds: float
+    idle: float
     rounds: int
     timeout: float | None
     floor: bool
@@ -93,7 +93,7 @@ class Options:
     @property
     def periodic(self) -> bool:
         """Whether agents sync every now and then, as by default: while idling, that is what they do."""
-        return "idle" in self.scenarios
+        return self.idle > 0
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -130,15 +130,21 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--scenario",
     "scenarios",
-    type=Words(("sync", "idle", "connect")),
+    type=Words(("sync", "connect")),
     default="sync",
-    help="sync: first sync and changes; idle: CPU while nothing changes; connect: latency of connect(). Without idle, "
-    "periodic syncs are put off, so that they are not counted with changes.",
+    help="sync: first sync, changes, idling; connect: latency of connect().",
 )
 @click.option("--connect", is_flag=True, help="The connect scenario besides the others.")
 @click.option("--connect-services", type=(int, int), default=(10, 10_000), help="Few and many Services to connect among.")
 @click.option("--connections", default=2000, help="Connections to each address in the connect scenario.")
-@click.option("--idle-seconds", default=60.0, help="How long the idle scenario watches.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    metavar="SECONDS",
+    help="After the changes leave the agent alone for so long, and tell what it uses (0: do not). Periodic syncs then come "
+    "as by default; without this they are put off, so that they are not counted with changes.",
+)
 @click.option("--rounds", default=1, help="How many times everything but connect is repeated.")
 @click.option(
     "--timeout",
@@ -163,7 +169,7 @@ def main(**values: Any) -> None:
     peers = _peers(options)
     with tempfile.TemporaryDirectory(prefix="nodeproxy-bench-profile-") as directory:
         bench = _Bench(options, result, peers, Path(directory) / "profile" if options.profile else None)
-        if {"sync", "idle"} & set(options.scenarios):
+        if "sync" in options.scenarios:
             bench.run()
         if options.connect or "connect" in options.scenarios:
             bench.connect()
@@ -209,8 +215,8 @@ class _Bench:
         options = self._options
         plan = Plan(
             shape=shape_of(services, options.endpoints),
-            changes=options.changes if "sync" in options.scenarios else 0,
-            idle=options.idle_seconds if "idle" in options.scenarios else 0.0,
+            changes=options.changes,
+            idle=options.idle,
             floor=options.floor,
             timeout=self._timeout,
         )

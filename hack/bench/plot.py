@@ -35,6 +35,7 @@ def _groups(report: Report) -> list[tuple[str, Bars]]:
                 [(run.title, run.changes.cpu_per_change.total * 1e3) for run in runs if run.changes],
             ),
             (f"Resident memory, MB: {shape}", [(run.title, run.memory.rss_kib * 1024 / 1e6) for run in runs if run.memory]),
+            (f"Idle CPU, ms per minute: {shape}", [(run.title, run.idle.cpu_ms_per_minute) for run in runs if run.idle]),
             (f"IPv4 rules, thousands: {shape}", [(run.title, run.rules["ipv4"].rules / 1e3) for run in runs if run.rules]),
         ]
     groups.append(

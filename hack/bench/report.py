@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from hack.bench.results import Changes, ConnectRun, FirstSync, IpvsCount, Memory, Report, RuleCount, Run
+from hack.bench.results import Changes, ConnectRun, FirstSync, Idle, IpvsCount, Memory, Report, RuleCount, Run
 
 TARGET_SHAPE = (5000, 10)
 CONNECT_TARGET = 1.2
@@ -56,6 +56,10 @@ def _ipvs(figure: Callable[[IpvsCount], int]) -> Figure:
     return lambda run: figure(run.ipvs) if run.ipvs else None
 
 
+def _idle(figure: Callable[[Idle], float]) -> Figure:
+    return lambda run: figure(run.idle) if run.idle else None
+
+
 _FIRST = _Line("first sync, s", _sync(lambda sync: sync.seconds), "{:.2f}", _FIRST_SYNC)
 _MEDIAN = _Line("one change, median, s", _change(lambda changes: changes.spread.median), "{:.4f}", _CHANGE)
 _CPU = _Line("CPU per change, s", _change(lambda changes: changes.cpu_per_change.total), "{:.4f}")
@@ -67,6 +71,14 @@ _COUNTS = (
     _Line("set entries", _ipvs(lambda count: count.set_entries), "{:,}"),
     _Line("addresses", _ipvs(lambda count: count.addresses), "{:,}"),
     _Line("IPv4 rules", _rules(lambda count: count.rules), "{:,}"),
+)
+_IDLE = _Line("idle CPU, ms per min", _idle(lambda idle: idle.cpu_ms_per_minute), "{:.1f}")
+_IDLING = (
+    _IDLE,
+    _Line("  % of a core", _idle(lambda idle: idle.core_percent), "{:.3f}"),
+    _Line("  switches per s", _idle(lambda idle: idle.switches_per_second), "{:.2f}"),
+    _Line("  RSS before, MB", _idle(lambda idle: idle.rss_before_kib * 1024 / 1e6), "{:.1f}"),
+    _Line("  RSS after, MB", _idle(lambda idle: idle.rss_after_kib * 1024 / 1e6), "{:.1f}"),
 )
 
 _LINES = (
@@ -86,9 +98,11 @@ _LINES = (
     _Line("  peak, MB", _memory(lambda memory: memory.peak_kib), "{:.0f}"),
     *_COUNTS,
     _Line("  chains", _rules(lambda count: count.chains), "{:,}"),
-    _Line("idle CPU, ms/s", lambda run: run.idle.cpu.total / run.idle.seconds * 1000 if run.idle else None, "{:.2f}"),
+    _IDLE,
+    _Line("  own, ms per min", _idle(lambda idle: idle.cpu.own / idle.seconds * 60_000), "{:.1f}"),
+    *_IDLING[1:],
 )
-_COMPARED = (_FIRST, _MEDIAN, _CPU)
+_COMPARED = (_FIRST, _MEDIAN, _CPU, _IDLE)
 _COLUMNS = (
     _FIRST,
     _Line("its CPU, s", _sync(lambda sync: sync.cpu.total), "{:.2f}"),
@@ -97,6 +111,7 @@ _COLUMNS = (
     _CPU,
     _RESIDENT,
     *_COUNTS,
+    *_IDLING,
 )
 
 

@@ -94,10 +94,19 @@ class Memory(Struct, frozen=True):
 
 
 class Idle(Struct, frozen=True):
-    """What an agent uses over a while in which nothing changes."""
+    """What an agent uses over a while in which nothing changes.
+
+    `switches_per_second` are voluntary context switches, of its threads and of children that live on: how often it wakes up.
+    `rss_before_kib` and `rss_after_kib` are its resident memory at both ends.
+    """
 
     seconds: float
     cpu: Cpu
+    cpu_ms_per_minute: float
+    core_percent: float
+    switches_per_second: float
+    rss_before_kib: int
+    rss_after_kib: int
 
 
 class Run(Struct):

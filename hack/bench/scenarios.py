@@ -12,7 +12,7 @@ from functools import partial
 from subprocess import SubprocessError
 from typing import Final
 
-from hack.bench import datapath, processes, rules, virtual_servers
+from hack.bench import datapath, idle, processes, rules, virtual_servers
 from hack.bench.agents import Contender, Running
 from hack.bench.datapath import NoAnswer, Witness
 from hack.bench.feeds import (
@@ -147,20 +147,12 @@ def settle(running: Running, timeout: float) -> None:
             return
 
 
-def idle(running: Running, seconds: float) -> Idle:
-    """CPU time used while nothing changes."""
-    began, before = time.monotonic(), processes.cpu(running.pid)
-    time.sleep(seconds)
-    running.check()
-    return Idle(time.monotonic() - began, processes.difference(processes.cpu(running.pid), before))
-
-
 def background(running: Running, timeout: float) -> Idle:
     """What it uses while it rests, with no periodic sync in that time if possible."""
     tries = []
     for _ in range(_BACKGROUND_TRIES):
         settle(running, timeout)
-        tries.append(idle(running, _BACKGROUND))
+        tries.append(idle.watch(running, _BACKGROUND))
         if tries[-1].cpu.total < _QUIET_SHARE * tries[-1].seconds:
             break
     return min(tries, key=lambda one: one.cpu.total)
@@ -247,13 +239,13 @@ def _measure_on(
     say(f"{run.title}: first sync {sync.seconds:.2f} s")
     settle(running, plan.timeout)
     text = _read(node, variant, plan, run)
-    if plan.idle:
-        run.idle = idle(running, plan.idle)
-        say(f"{run.title}: idle for {plan.idle:g} s, {run.idle.cpu.total:.2f} s of CPU")
     if plan.changes:
         run.changes = done = changes(running, witness, feed, plan.changes, timeout=plan.timeout, say=say)
         say(f"{run.title}: {plan.changes} changes, median {done.spread.median * 1000:.0f} ms")
     run.memory = processes.memory(running.pid)
+    if plan.idle:
+        run.idle = idle.watch(running, plan.idle)
+        say(f"{run.title}: idle for {plan.idle:g} s, {run.idle.cpu.total:.2f} s of CPU")
     if plan.floor and run.mode == "iptables":
         sync.floor_seconds = rules.restore_seconds(text, variant)
         say(f"{run.title}: iptables-restore alone {sync.floor_seconds:.2f} s")
