@@ -45,7 +45,7 @@ class Modes:
         self._draining = False
         self._leaving: tuple[Programmer, ...] = ()
         self._changed = asyncio.Event()
-        self._writing = asyncio.Lock()
+        self._writing = asyncio.Lock()  # held by whoever changes what serves, or takes away what served
         self.mode = config.mode
 
     async def start(self) -> None:
@@ -62,10 +62,10 @@ class Modes:
 
         Raises `ProgrammingError` where that cannot be; what was in force stays so.
         """
-        self._draining = self._draining or (self.mode is Mode.IPVS and await self._addresses_are_left())
-        mode, programmer, in_force = await self._prepared(config)
         async with self._writing:
+            self._draining = self._draining or (self.mode is Mode.IPVS and await self._addresses_are_left())
             try:
+                mode, programmer, in_force = await self._prepared(config)
                 await sync.switch(programmer, config.min_sync_period_of(mode), back=self._in_force)
                 self._config, self.mode, self.programmer, self._in_force = config, mode, programmer, in_force
             finally:
@@ -121,9 +121,10 @@ class Modes:
                     self._make(self._config, mode, self._in_force) for mode in Mode if mode is not self.mode
                 )
             await asyncio.gather(*(self._let_go(other, sync) for other in self._leaving))
-            if not self._changed.is_set():
-                await remove_kube_proxy_sets()
-                self._drained(sync)
+            async with self._writing:
+                if not self._changed.is_set():
+                    await remove_kube_proxy_sets()
+                    self._drained(sync)
             await self._changed.wait()
 
     async def _let_go(self, other: Programmer, sync: SyncLoop) -> None:
@@ -136,6 +137,8 @@ class Modes:
                     if self._changed.is_set():
                         return
                     state = await other.withdraw()
+                    if state is Withdrawal.IDLE:
+                        self._drained(sync)
             except ProgrammingError as error:
                 delay = backoff.next()
                 _log.warning("what another mode left is not removed", error=str(error), retry_seconds=round(delay, 1))
@@ -144,10 +147,10 @@ class Modes:
                     return
                 if state is Withdrawal.IDLE:
                     delay = backoff.next()
-                    self._drained(sync)
             await wait_at_most(self._changed, delay)
 
     def _drained(self, sync: SyncLoop) -> None:
+        """Nothing goes through addresses of IPVS mode any more."""
         self._draining = False
         if self.refresh():
             sync.request()

@@ -168,13 +168,13 @@ class SyncLoop:
 
     async def _audit(self) -> None:
         try:
-            if not await self._programmer.audit():
+            if not (differs := await self._programmer.audit()):
                 return
         except ProgrammingError as error:
             _log.error("audit failed", error=str(error))
             return
         self._metrics.drift.inc()
-        _log.warning("rules were changed by somebody else; putting them back")
+        _log.warning("somebody changed what was programmed; putting it back", what=differs)
         await self._sync()
 
     async def _sync(self) -> ProgrammingError | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -115,8 +115,8 @@ class Programmer(Protocol):
         The first call, and a call after drift or failure, is a full pass over `table`. Raises `ProgrammingError`.
         """
 
-    async def audit(self) -> bool:
-        """Compare the kernel with what was programmed, cheaply. True where they differ: the next apply repairs."""
+    async def audit(self) -> Sequence[str]:
+        """Compare the kernel with what was programmed, cheaply. What differs, in words: the next apply repairs it."""
 
     async def withdraw(self) -> Withdrawal:
         """Take a step out of the kernel without cutting a flow, now that the programmer of another mode serves.

@@ -2,11 +2,16 @@
 
 Conntrack keeps a UDP flow on its old path as long as packets come: a client that keeps its source port would talk into the
 void. TCP flows are left alone: they end by themselves, and established ones must survive (SPEC section 3).
+
+An answer that the former backend sends late, when the entry is gone, makes one the other way round, from the backend to the
+client. Where IPVS still knows the connection, it has the frontend in it, and the client's packets follow it to the backend
+that is gone. So former backends are looked for once more, for some seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -31,6 +36,8 @@ from nodeproxy.programmer.ipvs.names import DEVICE
 
 _log = structlog.get_logger(__name__)
 
+_LATE_SECONDS = 4.0
+
 Endpoints = frozenset[tuple[str, int]]
 
 
@@ -39,6 +46,8 @@ class Scope(Struct):
 
     frontends: dict[tuple[str, int], Endpoints] = field(default_factory=dict)
     node_ports: dict[int, Endpoints] = field(default_factory=dict)
+    former: set[tuple[str, int]] = field(default_factory=set)
+    """Endpoints that were backends, and are not any more."""
 
     def __bool__(self) -> bool:
         return bool(self.frontends or self.node_ports)
@@ -58,11 +67,27 @@ class Scope(Struct):
         allowed = self.frontends.get((flow.destination, flow.destination_port))
         if allowed is None and flow.destination in local:
             allowed = self.node_ports.get(flow.destination_port)
-        return allowed is not None and (flow.reply_source, flow.reply_source_port) not in allowed
+        if allowed is not None:
+            return (flow.reply_source, flow.reply_source_port) not in allowed
+        return (flow.source, flow.source_port) in self.former and (
+            (flow.reply_destination, flow.reply_destination_port) in self.frontends
+            or (flow.reply_destination_port in self.node_ports and flow.reply_destination in local)
+        )
 
 
 class StaleFlows:
     """Deletes stale UDP flows from conntrack."""
+
+    def __init__(self) -> None:
+        self._late: list[tuple[float, Family, Scope]] = []
+
+    async def look_again(self) -> None:
+        """Delete flows that late answers of former backends made. Costs nothing but for seconds after a backend went."""
+        self._late = [late for late in self._late if late[0] > time.monotonic()]
+        for _, family, scope in self._late:
+            with contextlib.suppress(KernelError):
+                if deleted := await asyncio.to_thread(_remove, family, scope):
+                    _log.info("stale UDP flows deleted", flows=deleted, family=int(family), late=True)
 
     async def remove(self, table: ForwardingTable, delta: Delta, everything: bool) -> dict[Family, StaleFlowCount]:
         """Delete flows that `delta` made stale (or any that are, with `everything`). Never raises.
@@ -80,6 +105,8 @@ class StaleFlows:
             except KernelError as error:
                 _log.error("stale UDP flows not deleted", family=int(family), error=str(error))
                 continue
+            if scope.former:
+                self._late.append((time.monotonic() + _LATE_SECONDS, family, scope))
             removed[family] = StaleFlowCount(deleted, time.monotonic() - start)
             if deleted:
                 _log.info("stale UDP flows deleted", flows=deleted, family=int(family))
@@ -106,6 +133,7 @@ def scope_of_delta(table: ForwardingTable, delta: Delta, family: Family) -> Scop
     for _, change in changed:
         if change.before is not None:
             scope.add(change.before, serves=False)
+            scope.former |= _endpoints(change.before) - _endpoints(change.after)
     for key, _ in changed:
         if (row := table.rows.get(key)) is not None:
             scope.add(row, serves=True)

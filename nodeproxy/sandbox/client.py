@@ -211,7 +211,7 @@ class _Attempt:
         except OSError as failure:
             self._failed(failure.errno or 0)
             return
-        self.verdict = self._answer(data) if data else NoListener()
+        self.verdict = self._answer(data) if data else Connected()
 
     def _answer(self, data: bytes) -> Verdict:
         name, _, peer = data.decode().partition("\n")[0].rpartition(" ")

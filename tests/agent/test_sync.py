@@ -72,8 +72,8 @@ class Recorder:
                 self.programmed[key] = change.after
         return ApplyResult(refused=refused)
 
-    async def audit(self) -> bool:
-        return False
+    async def audit(self) -> Sequence[str]:
+        return ()
 
     async def withdraw(self) -> Withdrawal:
         return Withdrawal.DONE

@@ -78,6 +78,7 @@ def check(scene: Scene, way: Way, start: Start) -> None:
     wrong = [str(result) for result in results if result.problems]
     assert not wrong, "\n".join([f"{len(wrong)} of {len(scene.flows)} flows differ:", *wrong, "agent log:", log])
     assert len(results) == len(scene.flows)
+    assert "putting it back" not in log, f"nobody changed anything:\n{log}"
 
 
 def in_all_ways() -> Iterator[object]:

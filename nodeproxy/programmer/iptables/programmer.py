@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -79,10 +79,11 @@ class IptablesProgrammer:
             refused=refused, full=full, partial_failures=tuple(self._failed), rules=rules, stale_flows=stale_flows
         )
 
-    async def audit(self) -> bool:
-        """True where the rules of some family are not as programmed. Raises `ProgrammingError` if they cannot be read."""
+    async def audit(self) -> Sequence[str]:
+        """Families whose rules are not as programmed. Raises `ProgrammingError` if they cannot be read."""
+        await self._stale_flows.look_again()
         try:
-            return any([await family.audit() for family in self._families])
+            return [f"rules of IPv{int(family.family)}" for family in self._families if await family.audit()]
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
 

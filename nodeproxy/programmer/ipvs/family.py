@@ -135,18 +135,21 @@ class FamilyProgrammer:
             self._wanted = None
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
 
-    async def audit(self, removed_addresses: Collection[str]) -> bool:
-        """True where the kernel differs from what was programmed. `removed_addresses`: from the dummy interface, by anybody.
+    async def audit(self, removed_addresses: Collection[str]) -> str:
+        """What of the kernel differs from what was programmed, "" for nothing; the first that is found.
+
+        `removed_addresses`: from the dummy interface, by anybody.
 
         Real servers that have drained are deleted on the way.
         """
         if self._wanted is None:
-            return False
+            return ""
         differs = await asyncio.to_thread(self._look, self._wanted, removed_addresses)
         kernel = None if differs else await self._tables.look()
         if kernel is not None:
-            differs = any(tx.full(self._chains(self._wanted), jumps(), kernel).values())
-            if not differs:
+            if any(tx.full(self._chains(self._wanted), jumps(), kernel).values()):
+                differs = "rules"
+            else:
                 self._tables.accept_look()
         if differs:
             self._wanted = None
@@ -254,10 +257,12 @@ class FamilyProgrammer:
             one for one in addresses if one in self._own_addresses or (one not in wanted.addresses and one not in leaving)
         )
 
-    def _look(self, wanted: Wanted, removed_addresses: Collection[str]) -> bool:
+    def _look(self, wanted: Wanted, removed_addresses: Collection[str]) -> str:
         """In a thread: end what has drained, and compare."""
         self._remove_addresses(wanted, self._servers.end_drained())
-        return self._addresses.differ(removed_addresses) or self._sets.differ() or self._servers.differ()
+        if self._addresses.differ(removed_addresses):
+            return "service addresses"
+        return self._sets.differ() or self._servers.differ()
 
     def _chains(self, wanted: Wanted) -> Chains:
         return chains(self.family, self._config, self._features, wanted.short_cuts, wanted.redirects)

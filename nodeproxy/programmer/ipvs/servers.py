@@ -156,8 +156,8 @@ class VirtualServers:
         self._carry_out_quietly(operations)
         return {server.address for server in due if server not in self._programmed}
 
-    def differ(self) -> bool:
-        """Whether the kernel holds something else than was programmed. Spread over calls: costs about 1% of a core."""
+    def differ(self) -> str:
+        """What the kernel holds otherwise than programmed, "" for nothing. Spread over calls: costs about 1% of a core."""
         start = time.monotonic()
         # The kernel counts IPv4 virtual servers at no cost; for IPv6 there is only the list.
         uncounted = self._family == 4 and self._ipvs.count_ipv4() != len(self._programmed) + self._others
@@ -166,21 +166,21 @@ class VirtualServers:
             took = time.monotonic() - start
             self._list_at = start + max(_LISTING_PERIOD_SECONDS, took * _REST_PER_LISTING)
             if self._lacks(listed) and self._lacks(listed := listed | self._list(times=2)):
-                return True
+                return "virtual servers"
             self._others = self._count(listed) - len(self._programmed)
         until = time.monotonic() + _COMPARE_SECONDS
         while time.monotonic() < until:
             if not self._to_compare:
                 self._to_compare = list(self._programmed)
                 if not self._to_compare:
-                    return False
+                    return ""
             server = self._to_compare.pop()
             have = self._programmed.get(server)
             if have is not None and not self._as_believed(server, have):
-                return True
+                return f"real servers of {server}"
             if not self._to_compare:
                 break  # all of them once in a second is enough
-        return False
+        return ""
 
     def _try_to_raise(self, wanted: Wanted) -> dict[VirtualServer, ItemRefused]:
         operations: list[Operation] = []

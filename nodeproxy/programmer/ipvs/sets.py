@@ -82,20 +82,20 @@ class ServiceSets:
         """Remove all entries but these."""
         self.remove({name: entries - set(wanted.get(name, ())) for name, entries in self._entries.items()})
 
-    def differ(self) -> bool:
-        """Whether some set holds something else than was programmed: the number of entries each time, and them in turn."""
+    def differ(self) -> str:
+        """Which set holds something else than programmed, "" for none: the number of entries each time, and them in turn."""
         sizes = {size.name: size.elements for size in self._ipsets.sizes(_prefix(self._family))}
         for name, entries in self._entries.items():
             if name is not SetName.HEALTH_CHECK_PORTS and sizes.get(name.of(self._family)) != len(entries):
-                return True
+                return f"ipset {name.of(self._family)}"
         start = time.monotonic()
         if start < self._compare_at:
-            return False
+            return ""
         self._to_compare = self._to_compare or list(self._entries)
         name = self._to_compare.pop()
         found = self._contents(name)
         self._compare_at = start + _REST_PER_LOOK * (time.monotonic() - start)
-        return found != self._entries[name]
+        return f"ipset {name.of(self._family)}" if found != self._entries[name] else ""
 
     def _contents(self, name: SetName) -> set[str]:
         return {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}

@@ -182,7 +182,12 @@ def _entries(at: VirtualServer, place: Place | None) -> Iterator[tuple[tuple[Set
     for name in place.sets:
         yield (name, text), None
     for source in place.allowed_sources:
-        yield (SetName.ALLOWED_SOURCES, f"{text},{source}"), None
+        yield (SetName.ALLOWED_SOURCES, f"{text},{_as_listed(source)}"), None
+
+
+def _as_listed(network: str) -> str:
+    """A network as the kernel lists it in a set: that of a single address without its length."""
+    return network.removesuffix("/128" if ":" in network else "/32")
 
 
 def _transitions(counts: Counter[str], difference: Counter[str]) -> Iterator[str]:
