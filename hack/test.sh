@@ -28,6 +28,14 @@ controlplane() { python hack/controlplane/build.py && python -m pytest -q tests/
 # With a real kube-proxy, and both modes; all its pairs with IPVS mode: `make takeover-ipvs`.
 takeover() { python hack/controlplane/build.py && python -m pytest -q -n 4 tests/takeover -m "not ipvs"; }
 takeover-ipvs() { python hack/controlplane/build.py && python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/takeover -m ipvs; }
+# Both mostly wait, for programs that start and end.
+peers() {
+  python hack/controlplane/build.py || return
+  local informers failed=0
+  controlplane & informers=$!
+  takeover || failed=1
+  wait "$informers" && return "$failed"
+}
 # The short form; `make soak` is the long one, with every event in every mode. Alone on the machine, because it is about time.
 load() {
   python -m pytest -q tests/load -m "not ipvs" -k "nft or kill or generator" &&
@@ -36,7 +44,7 @@ load() {
 e2e() { python hack/controlplane/build.py && python -m pytest -q e2e; }
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs controlplane takeover load e2e)
+[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs peers load e2e)
 begin=$SECONDS failed=() number=0
 for stage in "${stages[@]}"; do
   number=$((number + 1)) start=$SECONDS

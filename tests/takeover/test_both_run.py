@@ -88,9 +88,9 @@ def test_a_kube_proxy_whose_canary_goes_programs_everything_anew(node: Node, the
     with node.kube_proxy(theirs, "--iptables-sync-period", "1s"):
         wait_serving(node.box)
         before = held(node.box.node)
-        delete_canaries(node, way)
         jump = ["-D", "PREROUTING", "-t", "nat", "-m", "comment", "--comment", "kubernetes service portals", "-j"]
         node.box.node.command([f"iptables-{way.variant}", *jump, "KUBE-SERVICES"])
+        delete_canaries(node, way)  # last: it is at once that kube-proxy may program everything, and only then
         deadline = time.monotonic() + 20
         while (seen := difference(before, held(node.box.node))) and time.monotonic() < deadline:
             time.sleep(0.1)
