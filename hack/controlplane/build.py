@@ -57,6 +57,13 @@ def binaries() -> Path:
     return _assets() or build()
 
 
+def kube_proxy() -> Path | None:
+    """The kube-proxy that `KUBE_PROXY` names, whatever is there, or the one in the cache; None where there is neither."""
+    if named := os.environ.get("KUBE_PROXY"):
+        return Path(named).absolute()
+    return next(iter(sorted(cache().glob(f"kubernetes-{version()}-*/bin/kube-proxy"))), None)
+
+
 def build() -> Path:
     """Builds the programs unless the cache has them, and returns their directory.
 

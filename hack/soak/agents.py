@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from hack.controlplane import build
 from hack.soak.cluster import CLUSTER_CIDRS, NODE
 from hack.soak.feeds import Feed
 from nodeproxy.sandbox.agent import (
@@ -82,10 +83,8 @@ def wait_mode(agent: AgentProcess, mode: str, timeout: float) -> float:
 
 
 def kube_proxy_binary() -> Path | None:
-    """The kube-proxy that `KUBE_PROXY` names, or the one that hack/controlplane has built; None without either."""
-    named = os.environ.get("KUBE_PROXY")
-    built = sorted(Path("~/.cache/nodeproxy").expanduser().glob("kubernetes-*/bin/kube-proxy"))
-    found = Path(named).absolute() if named else built[-1] if built else None
+    """The kube-proxy of this machine, if it can be run."""
+    found = build.kube_proxy()
     return found if found is not None and os.access(found, os.X_OK) else None
 
 

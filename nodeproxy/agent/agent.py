@@ -14,14 +14,6 @@ import structlog
 from msgspec.structs import replace
 
 from nodeproxy.agent.backoff import Backoff
-from nodeproxy.agent.config import (
-    AgentConfig,
-    as_document,
-    process_start,
-    restart_needed,
-    watch_file,
-    with_fixed_part,
-)
 from nodeproxy.agent.events import (
     CONFIG_REFUSED,
     FELL_BACK,
@@ -45,6 +37,10 @@ from nodeproxy.agent.sync import SyncLoop
 from nodeproxy.agent.system import apply_settings
 from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.cluster.state import ClusterState
+from nodeproxy.configuration.agent_config import AgentConfig
+from nodeproxy.configuration.changes import restart_needed, with_fixed_part
+from nodeproxy.configuration.effective import as_document
+from nodeproxy.configuration.watch import process_start, watch_file
 from nodeproxy.forwarding.node import NodeFacts
 from nodeproxy.forwarding.table import Family
 from nodeproxy.forwarding.tracker import ForwardingTracker

@@ -12,10 +12,10 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, Counter
 
 from nodeproxy.agent.backoff import Backoff
-from nodeproxy.agent.config import parse_host_port
 from nodeproxy.agent.health import Health, HealthStatus
 from nodeproxy.agent.http_server import TEXT, Answer, Connections, Respond, bound
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.configuration.addresses import parse_host_port
 
 _log = structlog.get_logger(__name__)
 

@@ -13,11 +13,11 @@ import structlog
 
 from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.cleanup import remove_kube_proxy_sets, remove_others
-from nodeproxy.agent.config import AgentConfig, Mode
 from nodeproxy.agent.node import programmer_config
 from nodeproxy.agent.sync import SyncLoop
 from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.cluster.checked import CheckedNode
+from nodeproxy.configuration.agent_config import AgentConfig, Mode
 from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.variant import detect_variant

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import structlog
 
-from nodeproxy.agent.config import PRIMARY, AgentConfig, Mode, by_family
 from nodeproxy.cluster.checked import CheckedNode
+from nodeproxy.configuration.addresses import by_family
+from nodeproxy.configuration.agent_config import PRIMARY, AgentConfig, Mode
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import DetectLocalMode, LocalDetector, NodePortAddresses, ProgrammerConfig
 

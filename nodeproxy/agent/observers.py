@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
-from nodeproxy.agent.config import AgentConfig
 from nodeproxy.agent.events import EventRecorder
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.health_checks import HealthCheckServers
@@ -13,6 +12,7 @@ from nodeproxy.agent.metrics import Metrics
 from nodeproxy.agent.no_local_endpoints import NoLocalEndpoints
 from nodeproxy.agent.sync import Observer
 from nodeproxy.agent.traffic import TrafficCounters
+from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.kernel.addresses import LocalAddress
 from nodeproxy.programmer.base import ProgrammerConfig
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
-from nodeproxy.agent.config import AgentConfig
 from nodeproxy.agent.events import EventRecorder, NoEvents
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.source.events import Source, SourceError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from nodeproxy.agent.config import AgentConfig, ConfigError
+from nodeproxy.configuration.agent_config import AgentConfig, ConfigError
 
 _log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from nodeproxy.agent.config import AgentConfig
+from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.forwarding.table import Family
 from nodeproxy.kernel import sysctl
 from nodeproxy.kernel.errors import KernelError

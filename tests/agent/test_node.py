@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodeproxy.agent.config import AgentConfig
 from nodeproxy.agent.node import programmer_config
 from nodeproxy.api.objects import Node
 from nodeproxy.cluster.checked import CheckedNode
 from nodeproxy.cluster.validate import check_node
+from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.forwarding.table import Family
 from nodeproxy.programmer.base import DetectLocalMode, LocalDetector, NodePortAddresses
 

@@ -24,6 +24,7 @@ from nodeproxy.kernel.ipvs import (
 from nodeproxy.sandbox.client import Answered, NoListener, Rejected
 from nodeproxy.sandbox.namespace import Namespace
 from nodeproxy.sandbox.pace import scaled
+from nodeproxy.sandbox.sockets import RESET_ON_CLOSE
 from nodeproxy.sandbox.topology import NODE_LINK, Sandbox
 from tests.ways import IPVS_LEGACY, IPVS_NFT, NFT, ipvs, needs_ipvs
 
@@ -62,7 +63,7 @@ class Conversation:
         for one in (self._connection, self._accepted):
             if one.fileno() < 0:
                 continue
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         for one in (self._connection, self._accepted, self._listener):
             one.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import pytest
 from nodeproxy.sandbox.agent import AgentProcess, http_get
 from nodeproxy.sandbox.client import NoListener, Rejected
 from nodeproxy.sandbox.namespace import Namespace
+from nodeproxy.sandbox.sockets import RESET_ON_CLOSE
 from nodeproxy.sandbox.topology import Sandbox
 from tests.ways import LEGACY, NFT, Way, ipvs, needs_ipvs
 
@@ -120,7 +120,7 @@ class Flow:
 
     def reset(self) -> None:
         """End it so that IPVS forgets it soon."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._socket.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from hack.controlplane.build import kube_proxy
 from nodeproxy.sandbox.agent import (
     AgentFlags,
     AgentProcess,
@@ -26,7 +26,6 @@ from tests.takeover import shop
 from tests.ways import IPVS_LEGACY, IPVS_NFT, LEGACY, NFT, Way, ipvs
 
 MASTER = f"http://127.0.0.1:{PORT}"
-_BUILT = "kubernetes-v1.36.2-*/bin/kube-proxy"
 _SYNCED = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 _SLOW = 60  # seconds to be ready in: kube-proxy's IPVS mode starts `ipset` for every entry
 
@@ -46,14 +45,7 @@ THEIR_IPVS_LEGACY, THEIR_IPVS_NFT = Theirs("ipvs", "legacy"), Theirs("ipvs", "nf
 THEIR_NFTABLES = Theirs("nftables", "nft")
 
 
-def kube_proxy_binary() -> Path | None:
-    """The binary named by KUBE_PROXY, else that of `hack/controlplane`; None where there is neither."""
-    if named := os.environ.get("KUBE_PROXY"):
-        return Path(named)
-    return next(iter(sorted((Path.home() / ".cache/nodeproxy").glob(_BUILT))), None)
-
-
-NO_KUBE_PROXY = "" if kube_proxy_binary() else "no kube-proxy: KUBE_PROXY=path, or build it (hack/controlplane/build.py)"
+NO_KUBE_PROXY = "" if kube_proxy() else "no kube-proxy: KUBE_PROXY=path, or build it (hack/controlplane/build.py)"
 """Why tests of the real program cannot run; empty where they can."""
 
 
@@ -93,7 +85,7 @@ class Node:
     @contextmanager
     def kube_proxy(self, theirs: Theirs, *flags: str, synced: bool = True) -> Iterator[AgentProcess]:
         """kube-proxy, having programmed both families; its rules stay after the block."""
-        binary = kube_proxy_binary()
+        binary = kube_proxy()
         assert binary is not None
         command = [*kube_proxy_command(binary, AgentFlags(mode=theirs.mode), master=MASTER), *flags]
         environment = variant_environment(self.box, theirs.variant)

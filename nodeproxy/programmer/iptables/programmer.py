@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import structlog
-
-from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, ServicePort, ServicePortKey
+from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, ServicePort
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError, Withdrawal
+from nodeproxy.programmer.families import Refused, apply_each, open_each
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.iptables.family import FamilyProgrammer
 from nodeproxy.programmer.stale_flows import StaleFlows
-
-_log = structlog.get_logger(__name__)
 
 
 class IptablesProgrammer:
@@ -35,19 +31,10 @@ class IptablesProgrammer:
 
     async def prepare(self) -> None:
         """Check tools and tables of each family. One that cannot be had is left out; `ProgrammingError` if none can."""
-        self._families = []
-        errors: list[str] = []
-        for family in self._config.families:
-            try:
-                opened = await FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family))
-            except ProgrammingError as error:
-                errors.append(str(error))
-            else:
-                self._families.append(opened)
-        if not self._families:
-            raise ProgrammingError("; ".join(errors))
-        for reason in errors:
-            _log.error("an IP family is not programmed", reason=reason)
+        self._families = await open_each(
+            FamilyProgrammer.open(family, self._config, self._variant, AffinitySets(family))
+            for family in self._config.families
+        )
 
     def configure(self, config: ProgrammerConfig) -> None:
         """Take a new configuration; the next apply is a full pass."""
@@ -59,18 +46,7 @@ class IptablesProgrammer:
         """Program a delta, or the whole table where that is needed. See `Programmer.apply`."""
         full = any(family.needs_full_pass for family in self._families)
         self._failed = []
-        outcomes = await asyncio.gather(
-            *(self._apply_family(family, table, delta) for family in self._families), return_exceptions=True
-        )
-        refused: dict[ServicePortKey, str] = {}
-        errors: list[str] = []
-        for outcome in outcomes:
-            if isinstance(outcome, ProgrammingError):
-                errors.append(str(outcome))
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            else:
-                refused |= outcome
+        refused, errors = await apply_each(self._apply_family(family, table, delta) for family in self._families)
         stale_flows = await self._stale_flows.remove(table, delta, full)
         if errors:
             raise ProgrammingError("; ".join(errors))
@@ -101,9 +77,7 @@ class IptablesProgrammer:
         for family in self._families:
             await family.cleanup()
 
-    async def _apply_family(
-        self, family: FamilyProgrammer, table: ForwardingTable, delta: Delta
-    ) -> Mapping[ServicePortKey, str]:
+    async def _apply_family(self, family: FamilyProgrammer, table: ForwardingTable, delta: Delta) -> Refused:
         checks = table.health_checks.values()
         health_ports = frozenset(check.port for check in checks if family.family in check.families)
         if not family.needs_full_pass:

@@ -14,6 +14,8 @@ from nodeproxy.programmer.ipvs.names import DEVICE, SetName
 from nodeproxy.programmer.ipvs.places import OURS
 from nodeproxy.programmer.kube_proxy_traces import SETS
 
+_OUR_SETS = frozenset(name.of(family) for name in SetName for family in Family)
+
 
 def has_traces() -> bool:
     """Whether IPVS mode left anything here: the interface tells, and the ipset of its addresses."""
@@ -50,12 +52,9 @@ def remove_beside_kube_proxy() -> list[str]:
         with IPVS() as ipvs:
             doomed = [server for server, settings in ipvs.virtual_servers().items() if settings.flags & OURS]
             errors = ipvs.change([DeleteVirtualServer(server) for server in doomed]).values()
-        with IPSets() as ipsets:
-            names = {name.of(family) for name in SetName for family in Family} - SETS.keys()
-            refused = ipsets.destroy(sorted(names.intersection(ipsets.list_names("KUBE-"))))
+        return [*(str(error) for error in errors), *_destroy(_OUR_SETS - SETS.keys())]
     except KernelError as error:
         return [str(error)]
-    return [str(error) for error in (*errors, *refused)]
 
 
 def _remove_servers() -> list[str]:
@@ -77,6 +76,10 @@ def _remove_interface() -> list[str]:
 
 
 def _remove_sets() -> list[str]:
+    return _destroy(_OUR_SETS)
+
+
+def _destroy(names: frozenset[str]) -> list[str]:
+    """Destroy those of the sets that are there."""
     with IPSets() as ipsets:
-        names = {name.of(family) for name in SetName for family in Family}
         return [str(error) for error in ipsets.destroy(sorted(names.intersection(ipsets.list_names("KUBE-"))))]

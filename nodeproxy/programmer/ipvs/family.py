@@ -24,6 +24,7 @@ from nodeproxy.kernel.links import Links
 from nodeproxy.kernel.xtables import XTables
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ProgrammerConfig, ProgrammingError
+from nodeproxy.programmer.families import Refused
 from nodeproxy.programmer.ipvs.adoption import left_by_kube_proxy
 from nodeproxy.programmer.ipvs.names import SetName
 from nodeproxy.programmer.ipvs.rules import TABLES, chains, jumps, redirect_chains
@@ -43,7 +44,6 @@ _log = structlog.get_logger(__name__)
 _FENCES = ("mangle", "filter")
 
 Rows = Mapping[ServicePortKey, ServicePort | None]
-Refused = dict[ServicePortKey, str]
 
 
 class FamilyProgrammer:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 
-import structlog
-
 from nodeproxy.forwarding.table import Delta, Family, ForwardingTable
 from nodeproxy.kernel.addresses import NodeAddresses
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.xtables_tools import Variant
 from nodeproxy.programmer.base import ApplyResult, ProgrammerConfig, ProgrammingError, Withdrawal
+from nodeproxy.programmer.families import Refused, apply_each, open_each
 from nodeproxy.programmer.ipvs.cleanup import remove_from_kernel
-from nodeproxy.programmer.ipvs.family import FamilyProgrammer, Refused
+from nodeproxy.programmer.ipvs.family import FamilyProgrammer
 from nodeproxy.programmer.ipvs.names import DEVICE
 from nodeproxy.programmer.ipvs.settings import IpvsSettings
 from nodeproxy.programmer.ipvs.system import apply_settings, require_features
 from nodeproxy.programmer.ipvs.withdrawal import Leaving
 from nodeproxy.programmer.stale_flows import StaleFlows
-
-_log = structlog.get_logger(__name__)
 
 
 class IpvsProgrammer:
@@ -50,17 +47,9 @@ class IpvsProgrammer:
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
         await asyncio.to_thread(apply_settings, self._settings)
-        self._families = []
-        errors: list[str] = []
-        for family in self._config.families:
-            try:
-                self._families.append(await FamilyProgrammer.open(family, self._config, self._settings, self._variant))
-            except ProgrammingError as error:
-                errors.append(str(error))
-        if not self._families:
-            raise ProgrammingError("; ".join(errors))
-        for reason in errors:
-            _log.error("an IP family is not programmed", reason=reason)
+        self._families = await open_each(
+            FamilyProgrammer.open(family, self._config, self._settings, self._variant) for family in self._config.families
+        )
 
     def configure(self, config: ProgrammerConfig) -> None:
         """Take a new configuration; the next apply is a full pass."""
@@ -75,18 +64,7 @@ class IpvsProgrammer:
             self._poll_addresses()
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
-        outcomes = await asyncio.gather(
-            *(self._apply_family(family, table, delta) for family in self._families), return_exceptions=True
-        )
-        refused: Refused = {}
-        errors: list[str] = []
-        for outcome in outcomes:
-            if isinstance(outcome, ProgrammingError):
-                errors.append(str(outcome))
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            else:
-                refused |= outcome
+        refused, errors = await apply_each(self._apply_family(family, table, delta) for family in self._families)
         stale_flows = await self._stale_flows.remove(table, delta, full)
         if errors:
             raise ProgrammingError("; ".join(errors))
