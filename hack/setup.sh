@@ -11,6 +11,7 @@ need iptables-nft iptables
 need iptables-legacy iptables
 need ipset ipset
 need conntrack conntrack
+need nft nftables              # kube-proxy's nftables mode, whose table is taken over
 need ip iproute2
 need sysctl procps
 need curl curl

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.events import (
+    ANOTHER_PROXY_RUNS,
     CONFIG_REFUSED,
     FELL_BACK,
     HEALTHZ_FAILED,
@@ -91,16 +92,18 @@ class Agent:
         outside = reach_outside(self._config, self._metrics)
         self._events = outside.events
         with NodeClaim() as claim:
-            if await self._may_program(claim, stop):
+            if await self._may_program(claim, stop, outside):
                 await self._start()
                 await self._until(stop, outside, self._make_sync_loop())
         _log.info("stopped; what is programmed stays in place")
 
-    async def _may_program(self, claim: NodeClaim, stop: asyncio.Event) -> bool:
+    async def _may_program(self, claim: NodeClaim, stop: asyncio.Event, outside: Outside) -> bool:
         """Wait until no other proxy runs here, or do as else told. False where the agent is stopped meanwhile."""
         ports = (self._config.healthz_bind_address, self._config.metrics_bind_address)
-        waiting = asyncio.create_task(wait_until_alone(self._config.while_another_runs, claim, ports))
+        alone = wait_until_alone(self._config.while_another_runs, claim, ports, tell=self._say_another_runs)
+        waiting = asyncio.create_task(alone)
         stopping = asyncio.create_task(stop.wait())
+        telling = asyncio.create_task(outside.write_events())
         try:
             await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
@@ -109,9 +112,12 @@ class Agent:
         except AnotherProxyRuns as error:
             raise StartError(str(error)) from error
         finally:
-            waiting.cancel()
-            stopping.cancel()
+            for task in (waiting, stopping, telling):
+                task.cancel()
         return True
+
+    def _say_another_runs(self, note: str) -> None:
+        self._events.node(ANOTHER_PROXY_RUNS, note, warning=True)
 
     async def _start(self) -> None:
         """Make ready what programs the kernel."""

@@ -29,10 +29,8 @@ MODE_SWITCH_FAILED: Final = "ModeSwitchFailed"
 """Node: the wanted mode cannot be had; the present one goes on."""
 FELL_BACK: Final = "FallbackMode"
 """Node: the agent started in another mode than the configured one."""
-TAKEN_OVER: Final = "TakenOverFromKubeProxy"
-"""Node: what kube-proxy had programmed was replaced."""
-KUBE_PROXY_RUNS: Final = "KubeProxyRunning"
-"""Node: kube-proxy runs beside us."""
+ANOTHER_PROXY_RUNS: Final = "AnotherServiceProxyRuns"
+"""Node: kube-proxy or another nodeproxy runs here, and the agent waits until it has ended."""
 CONFIG_REFUSED: Final = "ConfigurationRefused"
 """Node: a changed configuration is not applied; the present one goes on."""
 HEALTHZ_FAILED: Final = "FailedToStartProxierHealthcheck"
@@ -48,8 +46,7 @@ _ACTIONS: Final = {
     MODE_SWITCHED: "SwitchMode",
     MODE_SWITCH_FAILED: "SwitchMode",
     FELL_BACK: "StartNodeproxy",
-    TAKEN_OVER: "TakeOver",
-    KUBE_PROXY_RUNS: "TakeOver",
+    ANOTHER_PROXY_RUNS: "TakeOver",
     CONFIG_REFUSED: "Configure",
     HEALTHZ_FAILED: "StartNodeproxy",
     METRICS_FAILED: "StartNodeproxy",

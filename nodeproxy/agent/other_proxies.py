@@ -185,13 +185,15 @@ async def wait_until_alone(
     claim: NodeClaim,
     addresses: Iterable[str] = (),
     *,
+    tell: Callable[[str], None] = lambda note: None,
     poll_seconds: float = 1.0,
     remind_seconds: float = 30.0,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
     """Return once this agent may program the node. Call it before anything in the kernel is changed.
 
-    - wait: looks every `poll_seconds`, and says what it waits for when that changes and every `remind_seconds`;
+    - wait: looks every `poll_seconds`, and says what it waits for when that changes and every `remind_seconds`, in the log
+      and to `tell`;
     - refuse: raises `AnotherProxyRuns`;
     - proceed: warns.
     """
@@ -209,6 +211,7 @@ async def wait_until_alone(
             return
         if names != said or now() >= say_at:
             _log.warning("waiting for another service proxy to end; nothing is programmed before that", others=names)
+            tell(f"nodeproxy programs nothing before it has ended: {'; '.join(names)}")
             said, say_at = names, now() + remind_seconds
         await asyncio.sleep(poll_seconds)
     if said:

@@ -309,7 +309,12 @@ def test_one_of_many_that_start_at_once_gets_the_claim(node: Namespace) -> None:
 
 
 def waiting(
-    node: Namespace, policy: WhileAnotherRuns, *, before: float | None = None, remind: float = 30.0
+    node: Namespace,
+    policy: WhileAnotherRuns,
+    *,
+    before: float | None = None,
+    remind: float = 30.0,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> tuple[list[str], bool]:
     """Wait as an agent does, for so many seconds at most; what it logged, and whether it may go on."""
 
@@ -317,7 +322,7 @@ def waiting(
         with NodeClaim() as claim:
             try:
                 await asyncio.wait_for(
-                    wait_until_alone(policy, claim, poll_seconds=0.02, remind_seconds=remind), before or 20
+                    wait_until_alone(policy, claim, tell=tell, poll_seconds=0.02, remind_seconds=remind), before or 20
                 )
             except TimeoutError:
                 return False
@@ -334,9 +339,11 @@ def test_alone_at_once(node: Namespace) -> None:
 
 
 def test_wait_says_once_what_it_waits_for(node: Namespace, tmp_path: Path) -> None:
-    with orphan(node, tmp_path):
-        said, done = waiting(node, WhileAnotherRuns.WAIT, before=0.5)
+    told: list[str] = []
+    with orphan(node, tmp_path) as pid:
+        said, done = waiting(node, WhileAnotherRuns.WAIT, before=0.5, tell=told.append)
         assert not done
+        assert told == [f"nodeproxy programs nothing before it has ended: kube-proxy runs on this node (pid {pid})"]
         assert said == ["waiting for another service proxy to end; nothing is programmed before that"]
         said, _ = waiting(node, WhileAnotherRuns.WAIT, before=0.5, remind=0.05)
         assert len(said) > 2
