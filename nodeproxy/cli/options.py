@@ -29,7 +29,7 @@ _UNSUPPORTED_TYPES: dict[str, click.ParamType[Any]] = {
 
 EPILOG = (
     "With --config, flags of kube-proxy do not count where the file has a field for them, as with kube-proxy; --mode, "
-    "--hostname-override, --master and flags of logging do. Accepted, but not supported: "
+    "--metrics-bind-address, --hostname-override, --master and flags of logging do. Accepted, but not supported: "
     + ", ".join(sorted(UNSUPPORTED_FLAGS))
     + "."
 )

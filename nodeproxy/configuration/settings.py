@@ -9,7 +9,8 @@ class Setting(Struct, frozen=True):
     """One thing that can be set. `path`: None where kube-proxy has no such field, so that only the flag sets it.
 
     `overrides`: the flag counts also where a configuration file is given. kube-proxy has that for the node's name and for
-    logging; the mode is ours, so that one file serves while nodes are moved from one mode to another.
+    logging; the mode is ours, so that one file serves while nodes are moved from one mode to another, and so is the address
+    of metrics, so that monitoring can be opened without another file.
     """
 
     field: str
@@ -60,7 +61,7 @@ SETTINGS = (
     Setting("conntrack_udp_timeout", "--conntrack-udp-timeout", "conntrack.udpTimeout"),
     Setting("conntrack_udp_timeout_stream", "--conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout"),
     Setting("healthz_bind_address", "--healthz-bind-address", "healthzBindAddress"),
-    Setting("metrics_bind_address", "--metrics-bind-address", "metricsBindAddress"),
+    Setting("metrics_bind_address", "--metrics-bind-address", "metricsBindAddress", overrides=True),
     Setting("oom_score_adj", "--oom-score-adj", "oomScoreAdj"),
     Setting("verbosity", "-v", "logging.verbosity", overrides=True),
     Setting("log_format", "--logging-format", "logging.format", overrides=True),

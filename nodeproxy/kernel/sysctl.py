@@ -3,16 +3,20 @@
 Names are as for the sysctl program: `net.ipv4.ip_forward`. If the first separator is a slash, dots are literal, and in a
 dotted name a slash stands for a dot: an interface `eth0.100` is `net/ipv4/conf/eth0.100/rp_filter` or
 `net.ipv4.conf.eth0/100.rp_filter`.
+
+In a container without privileges /proc/sys is mounted read-only, whatever its capabilities. The environment variable
+NODEPROXY_PROC_SYS names another mount of it, of which only what is used has to be there (deploy/ mounts `net`).
 """
 
 import errno
+import os
 import re
 from pathlib import Path
 from typing import Final
 
 from nodeproxy.kernel.errors import SysctlAbsent, SysctlReadOnly, SysctlRefused
 
-_ROOT: Final = Path("/proc/sys")
+_ROOT: Final = Path(os.environ.get("NODEPROXY_PROC_SYS") or "/proc/sys")
 _SEPARATOR: Final = re.compile(r"[./]")
 _SWAP: Final = str.maketrans("./", "/.")
 

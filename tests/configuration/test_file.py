@@ -292,11 +292,13 @@ def test_flags_are_ignored_where_the_file_has_the_field(tmp_path: Path) -> None:
 def test_flags_that_override_do_so_and_excuse_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, mode="nftables", hostnameOverride="a b", logging={"verbosity": 1, "format": "text"})
     flags = {"mode": Mode.IPVS, "node_name": "n1", "verbosity": 4, "log_format": LogFormat.JSON, "master": "https://x"}
-    resolved = resolve(path, {**flags, "ipvs_drain_timeout": 5.0, "events": False})
+    flags |= {"metrics_bind_address": "0.0.0.0:10249", "ipvs_drain_timeout": 5.0, "events": False}
+    resolved = resolve(path, flags)
     config = resolved.config
     assert resolved.complaints == ()
     assert (config.mode, config.node_name, config.verbosity, config.log_format) == (Mode.IPVS, "n1", 4, LogFormat.JSON)
     assert (config.master, config.ipvs_drain_timeout, config.events) == ("https://x", 5.0, False)
+    assert config.metrics_bind_address == "0.0.0.0:10249"
 
 
 def test_manifests_take_the_place_of_the_files_kubeconfig(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Events on a real API server, written with the rights of deploy/rbac.yaml and found as `kubectl describe` finds them."""
+"""Events on a real API server, written with the rights of deploy/base/rbac.yaml and found as `kubectl describe` finds them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLLECTIONS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
 }
-RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
+RBAC = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
 
 
 @pytest.fixture(scope="module")
