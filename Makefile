@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # IPVS mode runs in a VM where this kernel has no IPVS; the demo does not wait for a kernel to be built for that.
 RUN = PATH="$$PWD/.venv/bin:$$PATH" $(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm run --)
 
-.PHONY: help setup demo test lint unit kernel conformance ipvs controlplane takeover takeover-ipvs load e2e bench soak format clean
+.PHONY: help setup demo test lint unit kernel scenes ipvs controlplane takeover takeover-ipvs load e2e conformance bench soak format clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,8 +19,15 @@ demo: setup ## a throw-away node: Services answered by what nodeproxy programmed
 test: setup ## everything that is tested, a progress line per stage (under 15 minutes)
 	@hack/test.sh
 
-lint unit kernel conformance ipvs controlplane takeover takeover-ipvs load e2e: setup ## one stage of `make test`
+lint unit kernel scenes ipvs controlplane takeover takeover-ipvs load: setup ## one stage of `make test`
 	@hack/test.sh $@
+
+# E2E_KEEP=1 keeps the cluster, and the next run takes it again.
+e2e: setup ## end to end in a real kind cluster (MODE=iptables|ipvs; E2E_KEEP=1 keeps it; ARGS="--help")
+	@$(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm.e2e,$(RUN) env E2E_MODE=$(MODE) python -m e2e) $(ARGS)
+
+conformance: setup ## Kubernetes' own [sig-network] tests in a kind cluster; the table is kept in e2e/conformance (MODE, ARGS="--help")
+	@$(RUN) python -m hack.conformance --mode $(MODE) $(ARGS)
 
 bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)
 	@$(PYTHON) -m hack.bench $(ARGS)

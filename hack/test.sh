@@ -13,7 +13,7 @@ kernel() {
   python -m pytest -q -n 3 tests -m "kernel and not ipvs and not vm and not controlplane" \
     --ignore tests/conformance --ignore tests/takeover --ignore tests/load
 }
-conformance() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
+scenes() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
 # On this kernel where it has IPVS, else in two VMs, because the usual kind has one processor.
 ipvs() {
   python -m hack.vm run --fresh -- uname -sr || return  # makes the VM ready, where one is needed
@@ -24,7 +24,7 @@ ipvs() {
     --ignore tests/conformance --ignore tests/takeover --ignore tests/load || packets=1
   wait "$scenes" && return "$packets"
 }
-controlplane() { python hack/controlplane/build.py && python -m pytest -q tests/controlplane; }
+controlplane() { python hack/controlplane/build.py && python -m pytest -q -n 2 tests/controlplane tests/deploy/test_apply.py; }
 # With a real kube-proxy, and both modes; all its pairs with IPVS mode: `make takeover-ipvs`.
 takeover() { python hack/controlplane/build.py && python -m pytest -q -n 4 tests/takeover -m "not ipvs"; }
 takeover-ipvs() { python hack/controlplane/build.py && python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/takeover -m ipvs; }
@@ -41,10 +41,9 @@ load() {
   python -m pytest -q tests/load -m "not ipvs" -k "nft or kill or generator" &&
     python -m hack.vm run --fresh -- python -m pytest -v tests/load -m ipvs -k "switch or kill"
 }
-e2e() { python hack/controlplane/build.py && python -m pytest -q e2e; }
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(lint unit kernel conformance ipvs peers load e2e)
+[ $# -gt 0 ] || stages=(lint unit kernel scenes ipvs peers load)
 begin=$SECONDS failed=() number=0
 for stage in "${stages[@]}"; do
   number=$((number + 1)) start=$SECONDS

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,36 +69,43 @@ def build() -> Path:
 
     Two that build at once wait for each other, and nobody sees half a build.
     """
-    target = cache() / f"kubernetes-{version()}-{_fingerprint()}"
-    if (target / "bin").is_dir():
-        return target / "bin"
-    go = _go()
+    return once(cache() / f"kubernetes-{version()}-{fingerprint(SOURCES)}", _build) / "bin"
+
+
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """The directory `target`, made by `make` (given an empty directory to fill) unless it is there.
+
+    Two that ask at once wait for each other, and nobody sees half a directory.
+    """
+    if target.is_dir():
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.with_name(f"{target.name}.lock")):
-        if not (target / "bin").is_dir():  # else somebody built it while we waited
-            _build(go, target)
-    return target / "bin"
+        if not target.is_dir():  # else somebody made it while we waited
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            try:
+                make(scratch)
+                scratch.chmod(0o755)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
 
 
-def _build(go: str, target: Path) -> None:
-    _say(f"building Kubernetes {version()} into {target}: seven minutes on two cores, seconds if Go's cache is warm")
+def _build(scratch: Path) -> None:
+    say(f"building Kubernetes {version()}: seven minutes on two cores, seconds if Go's cache is warm")
     started = time.monotonic()
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        bin_ = scratch / "bin"
-        bin_.mkdir()
-        _compile([go, "build", "-v", *_flags(), "-o", str(bin_ / PROGRAM), "."])
-        components = subprocess.run([bin_ / PROGRAM, "--list"], check=True, capture_output=True, text=True).stdout
-        for component in components.split():
-            (bin_ / component).symlink_to(PROGRAM)
-        scratch.chmod(0o755)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    _say(f"built in {time.monotonic() - started:.0f} s")
+    bin_ = scratch / "bin"
+    bin_.mkdir()
+    compile_go(["build", "-v", *flags(), "-o", str(bin_ / PROGRAM), "."], SOURCES)
+    components = subprocess.run([bin_ / PROGRAM, "--list"], check=True, capture_output=True, text=True).stdout
+    for component in components.split():
+        (bin_ / component).symlink_to(PROGRAM)
+    say(f"built in {time.monotonic() - started:.0f} s")
 
 
-def _flags() -> list[str]:
+def flags() -> list[str]:
+    """Of `go build`: a stripped program that does not depend on where it was built, with the version of Kubernetes in it."""
     major, minor, _ = version().removeprefix("v").split(".", 2)
     values = {"gitVersion": version(), "gitMajor": major, "gitMinor": minor, "gitTreeState": "archive", "gitCommit": ""}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -106,13 +113,14 @@ def _flags() -> list[str]:
     return ["-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamps}"]
 
 
-def _compile(command: list[str]) -> None:
-    """Runs the Go build, telling now and then how far it has come; with -v it names each package that it compiles."""
+def compile_go(arguments: list[str], sources: Path) -> None:
+    """Runs `go` in the module at `sources`, telling now and then how far it has come (-v names each package compiled)."""
+    command = [_go(), *arguments]
     env = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
     started = reported = time.monotonic()
     compiled, other = 0, []
     with (
-        subprocess.Popen(command, cwd=SOURCES, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
+        subprocess.Popen(command, cwd=sources, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
         selectors.DefaultSelector() as selector,
     ):
         assert process.stderr is not None
@@ -131,10 +139,10 @@ def _compile(command: list[str]) -> None:
                         other.append(line.decode(errors="replace"))
             if time.monotonic() - reported >= _REPORT_EVERY:
                 reported = time.monotonic()
-                _say(f"  {reported - started:4.0f} s: {compiled} packages compiled")
+                say(f"  {reported - started:4.0f} s: {compiled} packages compiled")
     if process.returncode:
         message = "\n".join([*other[-40:], pending.decode(errors="replace")])
-        raise BuildError(f"{' '.join(command[:2])} in {SOURCES} failed:\n{message}")
+        raise BuildError(f"{' '.join(command[:2])} in {sources} failed:\n{message}")
 
 
 def _go() -> str:
@@ -166,16 +174,17 @@ def _assets() -> Path | None:
         return None
     missing = [name for name in ("etcd", "kube-apiserver") if not (Path(given) / name).exists()]
     if missing:
-        _say(f"KUBEBUILDER_ASSETS={given} has no {' and no '.join(missing)}: passed over")
+        say(f"KUBEBUILDER_ASSETS={given} has no {' and no '.join(missing)}: passed over")
         return None
     return Path(given)
 
 
-def _fingerprint() -> str:
+def fingerprint(sources: Path) -> str:
+    """Of everything that goes into programs built from the module at `sources`: its files, the machine, the flags."""
     digest = hashlib.sha256(platform.machine().encode())
-    digest.update("\0".join(_flags()).encode())
-    for name in ("go.mod", "go.sum", "main.go"):
-        digest.update((SOURCES / name).read_bytes())
+    digest.update("\0".join(flags()).encode())
+    for path in sorted(path for path in sources.iterdir() if path.suffix in (".mod", ".sum", ".go")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -200,12 +209,13 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"another build holds {path}: waiting")
+            say(f"another build holds {path}: waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

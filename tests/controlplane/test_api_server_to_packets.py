@@ -25,16 +25,16 @@ COLLECTIONS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
 }
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 class Node:
-    """A node whose agent reads a real API server with the service account of deploy/rbac.yaml."""
+    """A node whose agent reads a real API server with the service account of deploy/base/rbac.yaml."""
 
     def __init__(self, box: Sandbox, cluster: ControlPlane) -> None:
         self.box = box
         self.cluster = cluster
-        for document in yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text()):
+        for document in yaml.safe_load_all((DEPLOY / "base" / "rbac.yaml").read_text()):
             cluster.request("POST", COLLECTIONS[document["kind"]], document)
         cluster.request("POST", "/api/v1/nodes", node_object(NODE, [NODE_ADDRESS]))
         kubeconfig = box.directory / "kubeconfig"

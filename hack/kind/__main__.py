@@ -1,0 +1,5 @@
+"""`python -m hack.kind`."""
+
+from hack.kind.cli import main
+
+main()

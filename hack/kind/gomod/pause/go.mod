@@ -1,0 +1,3 @@
+module nodeproxy.invalid/pause
+
+go 1.24
