@@ -1,0 +1,68 @@
+"""From kube-proxy to nodeproxy, node by node, by the commands of deploy/docs/migrating.md, while requests run."""
+
+from __future__ import annotations
+
+import time
+
+from e2e.harness.flow import Lane
+from e2e.harness.objects import port, udp_port
+from e2e.harness.stage import SERVERS
+from e2e.harness.world import Service, World
+from e2e.second.steps import Migration
+
+
+def served(world: World) -> tuple[Service, list[Lane]]:
+    """A Service that everybody is served by, and requests of every kind to it from everywhere."""
+    stage = world.stage
+    service = world.service(ports=[port(), udp_port()], type="NodePort")
+    for place in stage.inside:
+        world.answers(place, service.address, 80, SERVERS)
+        world.answers(place, service.address, 80, SERVERS, protocol="UDP")
+    lanes = world.lanes(stage.inside, service.address, 80, "connection", "stream", "udp", pause=0.03)
+    for node in stage.nodes:
+        world.answers(stage.outside, node.address, service.node_ports["http"], SERVERS)
+        lanes += world.lanes([stage.outside], node.address, service.node_ports["http"], "connection", "stream", pause=0.03)
+    return service, lanes
+
+
+def test_one_node_there_and_back(world: World, migration: Migration) -> None:
+    """Steps 1 and 2, and back: one node is given to nodeproxy, and to kube-proxy again; no request fails meanwhile.
+
+    With nodeproxy, and after the way back, a Service that is made then is served on that node as well.
+    """
+    migration.kube_proxy_everywhere()
+    node, stage = world.stage.a.name, world.stage
+    _, lanes = served(world)
+    with world.requests(*lanes) as requests:
+        migration.prepare()
+        migration.first_node(node)
+        assert migration.proxy_of(node) == "nodeproxy"
+        assert migration.proxy_of(stage.b.name) == "kube-proxy"
+        with_us = world.service("with-us")
+        world.answers(stage.client_a, with_us.address, 80, SERVERS)
+        migration.back(node)
+        assert migration.proxy_of(node) == "kube-proxy"
+        afterwards = world.service("afterwards")
+        for service in (with_us, afterwards):
+            world.answers(stage.client_a, service.address, 80, SERVERS)
+        time.sleep(2)
+        print(requests.steady(least=100))
+
+
+def test_all_nodes(world: World, migration: Migration) -> None:
+    """Steps 1 to 3: all nodes, and then for good; kube-proxy is gone, and no request failed."""
+    migration.kube_proxy_everywhere()
+    stage = world.stage
+    _, lanes = served(world)
+    with world.requests(*lanes) as requests:
+        migration.prepare()
+        migration.first_node(stage.a.name)
+        migration.all_nodes()
+        for node in stage.nodes:
+            assert migration.proxy_of(node.name) == "nodeproxy"
+        fresh = world.service("fresh")
+        for place in stage.inside:
+            world.answers(place, fresh.address, 80, SERVERS)
+        time.sleep(2)
+        print(requests.steady(least=100))
+    assert not migration.has("kube-proxy")
