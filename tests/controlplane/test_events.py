@@ -1,4 +1,4 @@
-"""Events on a real API server, written with the rights of deploy/base/rbac.yaml and found as `kubectl describe` finds them."""
+"""Events on a real API server, with the rights of deploy/base/rbac.yaml, found as `kubectl describe` finds them."""
 
 from __future__ import annotations
 
