@@ -17,7 +17,7 @@ from typing import Final
 
 from hack.kind import images, parts
 from hack.kind.base_image import base_image
-from hack.kind.command import run
+from hack.kind.command import again, run, succeeds
 from hack.kind.images import KEY_LABEL, Image
 from hack.kind.places import HERE, KindError, cache
 from hack.kind.progress import step
@@ -109,12 +109,13 @@ def _component_images(references: dict[str, str], base: str) -> None:
                 images.build(context, references[name], key="")
 
 
+@again
 def _commit(image: Image, references: Sequence[str]) -> None:
     """Run the node's containerd, have it import the images, and make an image of that container."""
     name = f"nodeproxy-node-image-{uuid.uuid4().hex[:8]}"
     base = f"{image.reference}-base"
-    run(["docker", "run", "--detach", "--privileged", "--name", name, "--entrypoint", "containerd", base])
     try:
+        run(["docker", "run", "--detach", "--privileged", "--name", name, "--entrypoint", "containerd", base])
         ctr = ["docker", "exec", "--interactive", name, "ctr", "--namespace", "k8s.io"]
         with tempfile.TemporaryDirectory() as directory:
             archive = Path(directory, "images.tar")
@@ -131,7 +132,7 @@ def _commit(image: Image, references: Sequence[str]) -> None:
         changes = (entrypoint, "CMD []", f"LABEL {KEY_LABEL}={image.key}")
         run(["docker", "commit", *(word for change in changes for word in ("--change", change)), name, image.reference])
     finally:
-        run(["docker", "rm", "--force", "--volumes", name])
+        succeeds(["docker", "rm", "--force", "--volumes", name])
 
 
 def _await_containerd(ctr: Sequence[str]) -> None:
