@@ -27,7 +27,7 @@ e2e: setup ## end to end in a real kind cluster (MODE=iptables|ipvs; E2E_KEEP=1 
 	@$(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm.e2e,$(RUN) env E2E_MODE=$(MODE) python -m e2e) $(ARGS)
 
 conformance: setup ## Kubernetes' own [sig-network] tests in a kind cluster; the table is kept in e2e/conformance (MODE, ARGS="--help")
-	@$(RUN) python -m hack.conformance --mode $(MODE) $(ARGS)
+	@$(PYTHON) -m $(if $(filter ipvs,$(MODE)),hack.conformance.vm,hack.conformance) $(ARGS)
 
 bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)
 	@$(PYTHON) -m hack.bench $(ARGS)

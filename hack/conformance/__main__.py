@@ -19,10 +19,11 @@ from hack.conformance.runner import Run, RunError
 from hack.controlplane.build import BuildError, say, version
 from hack.kind import parts
 from hack.kind.cluster import Cluster
-from hack.kind.places import KindError
+from hack.kind.config import IP_FAMILIES
+from hack.kind.places import REPOSITORY, KindError
 from nodeproxy.sandbox.pace import scaled
 
-KEPT: Final = Path(__file__).resolve().parents[2] / "e2e" / "conformance"
+KEPT: Final = REPOSITORY / "e2e" / "conformance"
 _RUN_LIMIT: Final = 45 * 60.0
 _SERIAL_LIMIT: Final = 25 * 60.0
 _FAILED, _BROKEN = 1, 2
@@ -38,6 +39,10 @@ _FAILED, _BROKEN = 1, 2
 )
 @click.option("--name", default="conformance", help="of the kind cluster; one that exists and fits is taken")
 @click.option("--workers", default=3, help="nodes besides the control plane; one of the tests needs three")
+@click.option("--all-nodes", is_flag=True, help="pods of tests may be on the control plane's node, too")
+@click.option(
+    "--ip-family", type=click.Choice(IP_FAMILIES), default="ipv4", help="of the cluster; dual adds a group of tests"
+)
 @click.option("--procs", default=6, help="tests that run at the same time")
 @click.option("--groups", default=",".join(selection.GROUPS), help="of [sig-network], by commas")
 @click.option("--all", "further", is_flag=True, help="also the groups that a service proxy has a part in")
@@ -48,7 +53,7 @@ _FAILED, _BROKEN = 1, 2
 @click.option(
     "--artifacts",
     type=click.Path(path_type=Path),
-    default=Path("/tmp/nodeproxy-conformance"),
+    default=REPOSITORY / "e2e-logs" / "conformance",
     help="logs, ginkgo's JSON, JUnit",
 )
 def main(
@@ -57,6 +62,8 @@ def main(
     peer: str | None,
     name: str,
     workers: int,
+    all_nodes: bool,
+    ip_family: str,
     procs: int,
     groups: str,
     further: bool,
@@ -70,14 +77,15 @@ def main(
 
     The status is 1 if a test failed, 2 if the tests could not be run.
     """
-    subject = Subject(name, workers, mode, peer)
-    chosen = [*groups.split(","), *(selection.FURTHER if further else ())]
+    subject = Subject(name, workers, all_nodes, ip_family, mode, peer)
+    both_families = (selection.DUAL_STACK,) if ip_family == "dual" else ()
+    chosen = [*groups.split(","), *both_families, *(selection.FURTHER if further else ())]
     directory = artifacts.resolve() / subject.label
     begin = time.monotonic()
     try:
         with subject.running(directory / "cluster", keep=keep) as cluster:
             told = facts(cluster)
-            runs = _runs(cluster, workers, selection.pattern(chosen, focus), directory, procs, serial=serial)
+            runs = _runs(cluster, subject.usable_nodes, selection.pattern(chosen, focus), directory, procs, serial=serial)
             outcome = results.merge([results.read(run.run(), chosen, run.exclusions) for run in runs])
     except (BuildError, KindError, RunError) as error:
         say(f"conformance: {error}")
@@ -97,15 +105,14 @@ def main(
     sys.exit(_FAILED if outcome.failed else 0)
 
 
-def _runs(cluster: Cluster, workers: int, focus: str, directory: Path, procs: int, *, serial: bool) -> Sequence[Run]:
+def _runs(cluster: Cluster, usable_nodes: int, focus: str, directory: Path, procs: int, *, serial: bool) -> Sequence[Run]:
     """What runs side by side, and then what has to run alone."""
-    left_out = selection.left_out()
     parallel = Run(
         kubeconfig=cluster.kubeconfig,
         kubectl=parts.kubernetes_programs() / "kubectl",
-        workers=workers,
+        usable_nodes=usable_nodes,
         focus=focus,
-        exclusions=(*left_out, selection.SERIAL),
+        exclusions=(*selection.EXCLUSIONS, selection.SERIAL),
         processes=procs,
         seconds=scaled(_RUN_LIMIT),
         directory=directory / "parallel",
@@ -113,7 +120,7 @@ def _runs(cluster: Cluster, workers: int, focus: str, directory: Path, procs: in
     alone = replace(
         parallel,
         focus=f"{focus}.*{selection.SERIAL.pattern}",
-        exclusions=left_out,
+        exclusions=selection.EXCLUSIONS,
         processes=1,
         seconds=scaled(_SERIAL_LIMIT),
         directory=directory / "serial",

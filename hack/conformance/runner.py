@@ -33,7 +33,7 @@ class Run:
 
     kubeconfig: Path
     kubectl: Path
-    workers: int
+    usable_nodes: int
     focus: str
     exclusions: tuple[Exclusion, ...]
     processes: int
@@ -49,7 +49,7 @@ class Run:
             *(f"--json-report={REPORT}", "--junit-report=junit.xml", f"--output-dir={self.directory}"),
             *(str(programs / "e2e.test"), "--", f"--kubeconfig={self.kubeconfig}", f"--kubectl-path={self.kubectl}"),
             # The number of nodes too: only the first process of ginkgo's would find it out, and tests elsewhere be skipped.
-            *("--provider=skeleton", "--node-os-distro=debian", f"--num-nodes={self.workers}"),
+            *("--provider=skeleton", "--node-os-distro=debian", f"--num-nodes={self.usable_nodes}"),
         ]
 
     def run(self) -> Path:

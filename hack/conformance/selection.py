@@ -10,6 +10,9 @@ from typing import Final
 GROUPS: Final = ("Services", "Networking", "DNS", "Conntrack", "EndpointSlice")
 """Of `[sig-network]`: what the issue asks for. None of these may fail."""
 
+DUAL_STACK: Final = "[Feature:IPv6DualStack]"
+"""The group that runs where the cluster has both families of addresses."""
+
 FURTHER: Final = (
     "API Server",
     "Connectivity Pod Lifecycle",
@@ -19,7 +22,6 @@ FURTHER: Final = (
     "HostPort",
     "KubeProxy",
     "NoSNAT",
-    "Proxy",
     "Service CIDRs",
     "Service endpoints latency",
     "Topology Hints",
@@ -44,7 +46,6 @@ EXCLUSIONS: Final = (
     Exclusion(r"should forward PTR records lookup to upstream", "needs the internet: it asks for the name of 8.8.8.8"),
     Exclusion(r"\[Feature:Networking-Performance\]", "measures throughput between nodes; nothing of a service proxy"),
     Exclusion(r"\[Feature:PerformanceDNS\]", "makes ten thousand Services to load the DNS server"),
-    Exclusion(r"\[Feature:IPv6DualStack\]", "needs a dual-stack cluster (--ip-family dual)"),
     Exclusion(r"\[Feature:KubeProxyNFAcct\]", "needs the kernel's nfacct"),
 )
 """The first that matches gives the reason."""
@@ -55,17 +56,13 @@ SERIAL: Final = Exclusion(r"\[Serial\]", "changes the whole cluster, so it runs 
 def pattern(groups: Iterable[str], focus: str = "") -> str:
     """A regular expression for ginkgo: finds the tests of these groups, and of them those whose name has `focus` in it."""
     # Not anchored: ginkgo puts the suite's name before that of the test.
-    return rf"\[sig-network\] ({'|'.join(groups)}) {f'.*({focus})' if focus else ''}"
+    names = "|".join(group.replace("[", r"\[").replace("]", r"\]") for group in groups)
+    return rf"\[sig-network\] ({names}) {f'.*({focus})' if focus else ''}"
 
 
 def group_of(name: str, groups: Iterable[str]) -> str | None:
     """The group that a test belongs to; None where it is none of these."""
     return next((group for group in groups if name.startswith(f"[sig-network] {group} ")), None)
-
-
-def left_out(*, dual_stack: bool = False) -> tuple[Exclusion, ...]:
-    """What does not run in a cluster with one family of addresses, or with both."""
-    return tuple(each for each in EXCLUSIONS if not (dual_stack and "DualStack" in each.pattern))
 
 
 def reason(name: str, exclusions: Iterable[Exclusion]) -> str | None:

@@ -24,11 +24,12 @@ AGNHOST: Final = f"{_REGISTRY}/agnhost:2.63.0"
 BUSYBOX: Final = f"{_REGISTRY}/busybox:1.37.0-1"
 GLIBC_DNS: Final = f"{_REGISTRY}/glibc-dns-testing:2.0.0"
 NGINX: Final = f"{_REGISTRY}/nginx:1.15-4"
+IPTABLES: Final = "registry.k8s.io/build-image/distroless-iptables:v0.9.3"
 REGRESSION: Final = f"{_REGISTRY}/regression-issue-74839:1.4"
 
 _AGNHOST: Final = (HERE / "agnhost.Dockerfile").read_text()
-# Debian, dig and CoreDNS are in it, as in the original.
-_GLIBC_DNS: Final = f'FROM {AGNHOST}\nENTRYPOINT []\nCMD ["bash"]\n'
+# What tests use of the images of GLIBC_DNS and IPTABLES is in it: Debian's dig, CoreDNS; iptables, conntrack.
+_SHELL: Final = f'FROM {AGNHOST}\nENTRYPOINT []\nCMD ["bash"]\n'
 # Tests only ask that something runs in it, that answers on port 80.
 _NGINX: Final = f'FROM {AGNHOST}\nENTRYPOINT ["/agnhost", "netexec", "--http-port=80"]\nCMD []\n'
 _BUSYBOX: Final = """ARG BASE
@@ -64,7 +65,8 @@ def all_images() -> tuple[str, ...]:
         ensure(Image(BUSYBOX, busybox), lambda: _build(BUSYBOX, busybox, _BUSYBOX), pull=True),
         ensure(Image(REGRESSION, regression), lambda: _build_regression(regression), pull=True),
         # Without a key: no archive of what takes a second to derive, and an older one serves as well.
-        ensure(Image(GLIBC_DNS), lambda: _build(GLIBC_DNS, "", _GLIBC_DNS), pull=True),
+        ensure(Image(GLIBC_DNS), lambda: _build(GLIBC_DNS, "", _SHELL), pull=True),
+        ensure(Image(IPTABLES), lambda: _build(IPTABLES, "", _SHELL), pull=True),
         ensure(Image(NGINX), lambda: _build(NGINX, "", _NGINX), pull=True),
     )
 

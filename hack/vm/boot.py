@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hack.vm import choice, debian, image, kernel, qemu, ramdisk, uml, uml_kernel
+from hack.vm import choice, debian, docker_disk, image, kernel, qemu, ramdisk, uml, uml_kernel
 from hack.vm.choice import Machine
+from hack.vm.docker_disk import Content
 from hack.vm.guest import wire
 from hack.vm.guest.wire import Closed
 from hack.vm.image import Disk
@@ -36,17 +37,20 @@ def sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(progress: Progress, *, private: bool = False) -> Vm:
-    """A running VM: a private one that dies with this process, or the shared one, started if need be."""
+def start(progress: Progress, *, private: bool = False, docker: Content | None = None) -> Vm:
+    """A running VM: a private one that dies with this process, or the shared one, started if need be.
+
+    With `docker`, Docker can work in it, and finds that content on its disk.
+    """
     sweep()
     vm = Vm(states() / (f"run-{os.getpid()}" if private else SHARED))
     vm.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(vm.state / "lock"):
         if vm.facts() is None:
-            kinds, failed = choice.kinds(), list[str]()
+            kinds, failed = choice.kinds(docker=docker is not None), list[str]()
             for kind in kinds:
                 try:
-                    _boot(vm, choice.machine(kind), progress, bound=private)
+                    _boot(vm, choice.machine(kind), progress, bound=private, docker=docker)
                     break
                 except VmError as error:
                     if kind == kinds[-1]:
@@ -71,16 +75,31 @@ def prepare(progress: Progress) -> None:
             progress.note(f"{kind} does not work here: {error}")
 
 
-def _parts(kind: str, progress: Progress) -> tuple[Kernel, list[Disk]]:
+@dataclass(frozen=True)
+class _Parts:
+    """What a VM is made of."""
+
+    kernel: Kernel
+    disks: list[Disk]
+    docker: Path | None = None
+    """The disk for Docker's data."""
+
+
+def _parts(kind: str, progress: Progress, docker: Content | None = None) -> _Parts:
     """The kernel and the disks of a kind of VM, out of the cache or made now."""
     progress.phase("kernel")
     if kind == "uml":
         debian.need(uml.NEEDS, progress.phase)
-        return uml_kernel.user_mode_kernel(progress.phase), []
+        program = uml_kernel.user_mode_kernel(progress.phase)
+        if docker is None:
+            return _Parts(program, [])
+        uml.allow_large_processes(progress.note)
+        progress.phase("disk for Docker")
+        return _Parts(program, [], docker_disk.disk(docker, progress.phase))
     debian.need(qemu.NEEDS, progress.phase)
     program = kernel.debian_kernel()
     progress.phase("disk images")
-    return program, [image.system(program), *image.directories()]
+    return _Parts(program, [image.system(program), *image.directories()])
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,8 @@ class _Recipe:
     environment: dict[str, str] | None = None
 
 
-def _recipe(vm: Vm, asked: Machine, program: Kernel, disks: list[Disk], cpu: int) -> _Recipe:
+def _recipe(vm: Vm, asked: Machine, parts: _Parts, cpu: int) -> _Recipe:
+    program = parts.kernel
     secret = secrets.token_hex(16)
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     settings = {"SECRET": secret, "HOSTNAME": "nodeproxy-vm", "PYTHON": str(interpreter), "KIND": asked.kind}
@@ -101,22 +121,25 @@ def _recipe(vm: Vm, asked: Machine, program: Kernel, disks: list[Disk], cpu: int
         folders = {program.modules: f"/usr/lib/modules/{program.version}", REPOSITORY: REPOSITORY}
         settings |= {"CARD": uml.CARD, "FOLDERS": " ".join(f"{source}:{target}" for source, target in folders.items())}
         address, port = uml.ADDRESS, wire.PORT
-        arguments, environment = uml.command(program, vm.state, asked.memory, cpu), uml.environment(vm.state, asked.memory)
+        if parts.docker:
+            settings |= {"DOCKER": f"/dev/{uml.DISK}:{docker_disk.PLACE}"}
+        arguments = uml.command(program, vm.state, asked.memory, cpu, parts.docker)
+        environment = uml.environment(vm.state, asked.memory)
     else:
-        names = [f"vd{chr(ord('a') + number)}:{disk.mounted}" for number, disk in enumerate(disks)]
+        names = [f"vd{chr(ord('a') + number)}:{disk.mounted}" for number, disk in enumerate(parts.disks)]
         settings |= {"CARD": "eth0", "DISKS": " ".join(names[1:])}
         address, port = "127.0.0.1", qemu.free_port()
-        arguments, environment = qemu.command(asked, program.image, disks, vm.state, port), None
+        arguments, environment = qemu.command(asked, program.image, parts.disks, vm.state, port), None
     _write_private(vm.state / "ramdisk", ramdisk.ramdisk(program, asked.kind, settings))
     return _Recipe(program.version, arguments, {"address": address, "port": port, "secret": secret}, environment)
 
 
-def _boot(vm: Vm, asked: Machine, progress: Progress, *, bound: bool) -> None:
+def _boot(vm: Vm, asked: Machine, progress: Progress, *, bound: bool, docker: Content | None) -> None:
     vm.stop()
-    parts = _parts(asked.kind, progress)
+    parts = _parts(asked.kind, progress, docker)
     progress.phase(f"boot ({asked})")
     with uml.processor() if asked.kind == "uml" else contextlib.nullcontext((0, ())) as (cpu, reserved):
-        recipe = _recipe(vm, asked, *parts, cpu)
+        recipe = _recipe(vm, asked, parts, cpu)
         process = _launch(vm, asked, recipe, reserved, bound=bound)
     try:
         _wait(vm, process, asked, progress)

@@ -31,9 +31,15 @@ class Machine:
         return f"{self.kind}, {self.cpus} CPU{'' if self.cpus == 1 else 's'}, {self.memory} MiB"
 
 
-def kinds() -> list[str]:
-    """The kinds to try here, best first, or what HACK_VM_ACCEL says."""
+def kinds(*, docker: bool = False) -> list[str]:
+    """The kinds to try here, best first, or what HACK_VM_ACCEL says; those in which Docker can work."""
     asked = os.environ.get("HACK_VM_ACCEL") or "auto"
+    if docker:
+        if asked not in ("auto", "uml"):
+            raise VmError(f"Docker works in a VM of the kind uml only, HACK_VM_ACCEL={asked} is asked for")
+        asked = "uml"
+        if why := why_not(asked):
+            raise VmError(f"Docker works in a VM of the kind uml only: {why}")
     if asked in KINDS:
         return [asked]
     if os.environ.get("HACK_VM_KERNEL"):

@@ -2,17 +2,19 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hack.vm import boot, client, instance, native, tree
+from hack.vm import boot, client, docker_disk, instance, kind_content, native, tree
+from hack.vm.docker_disk import Content
 from hack.vm.instance import Vm
 from hack.vm.places import REPOSITORY, VmError
 from hack.vm.progress import Progress
 
-_BROKEN = 125
+BROKEN = 125
 """The exit status for what went wrong with the VM, not with the command in it."""
 
 
@@ -25,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "prepare", help="make what a VM needs (kernel, disk images), so that starting one takes no longer than booting"
     )
-    verbs.add_parser("start", help="start the VM of this clone, and leave it running")
+    _with_docker(verbs.add_parser("start", help="start the VM of this clone, and leave it running"))
+    verb = verbs.add_parser("kind-env", help="print options for `exec` in a VM with --kind: a shell array VM_ENV")
+    verb.add_argument("cluster")
     verbs.add_parser("stop", help="stop it")
     verbs.add_parser("status", help="tell whether it is running")
     verbs.add_parser("console", help="print what its kernel said")
@@ -42,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         if name != "shell":
             if name == "run":
                 verb.add_argument("--fresh", action="store_true", help="in a VM of its own, even if one is running")
+                _with_docker(verb)
             verb.add_argument(
                 "-i", "--stdin", action="store_true", help="pass standard input on (else the command has none)"
             )
@@ -57,6 +62,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _with_docker(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--docker", action="store_true", help="Docker can work in the VM: a disk for its data, enough for a kind cluster"
+    )
+    verb.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="REFERENCE",
+        help="an image of this machine's engine that Docker in the VM has from the start (may be repeated)",
+    )
+    verb.add_argument(
+        "--kind", metavar="CLUSTER", help="as --docker, with all that a kind cluster of this name and two nodes needs"
+    )
+
+
+def _docker(options: argparse.Namespace) -> Content | None:
+    """What Docker's disk in the VM has to hold, or None where Docker is not asked for; commands get what kind needs."""
+    if options.kind:
+        content = kind_content.content(options.kind, options.image)
+        options.env = [*kind_content.environment(content), *getattr(options, "env", [])]
+        return content
+    if options.image and not options.docker:
+        raise VmError("--image is for --docker and --kind")
+    return docker_disk.Content(tuple(options.image)) if options.docker else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of this tool."""
     options = parser().parse_args(argv)
@@ -64,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(_VERBS[options.verb](options))
     except VmError as error:
         print(f"vm: {error}", file=sys.stderr)
-        return _BROKEN
+        return BROKEN
     except KeyboardInterrupt:
         return 130
 
@@ -93,9 +125,15 @@ def _prepare(_: argparse.Namespace) -> int:
     return 0
 
 
-def _start(_: argparse.Namespace) -> int:
-    vm = boot.start(Progress())
+def _start(options: argparse.Namespace) -> int:
+    vm = boot.start(Progress(), docker=_docker(options))
     tree.sync(vm)
+    return 0
+
+
+def _kind_env(options: argparse.Namespace) -> int:
+    words = [f"--env {shlex.quote(pair)}" for pair in kind_content.environment(kind_content.content(options.cluster))]
+    print(f"VM_ENV=({' '.join(words)})")
     return 0
 
 
@@ -111,7 +149,7 @@ def _status(_: argparse.Namespace) -> int:
         print("no VM is running")
         return 1
     print(f"running: pid {facts['pid']}, {facts['kind']}, state in {vm.state}")
-    return 0 if client.reachable(vm) else _BROKEN
+    return 0 if client.reachable(vm) else BROKEN
 
 
 def _console(_: argparse.Namespace) -> int:
@@ -131,21 +169,26 @@ def _shell(options: argparse.Namespace) -> int:
     return client.execute(vm, ["/bin/bash", "-i"], env=env, cwd=options.cwd, terminal=sys.stdin.isatty())
 
 
-def _run(options: argparse.Namespace) -> int:
+def runs_here() -> tuple[bool, str]:
+    """Whether commands that want IPVS run on this machine's kernel, and why or why not."""
     forced = os.environ.get("HACK_VM", "auto")
     if forced not in ("auto", "native", "vm"):
         raise VmError(f"HACK_VM={forced}: native, vm or auto")
     here = forced == "native" or (forced == "auto" and native.has_ipvs())
-    why = f"HACK_VM={forced}" if forced != "auto" else f"this machine's kernel has {'' if here else 'no '}IPVS"
+    return here, f"HACK_VM={forced}" if forced != "auto" else f"this machine's kernel has {'' if here else 'no '}IPVS"
+
+
+def _run(options: argparse.Namespace) -> int:
+    here, why = runs_here()
     print(f"vm: {why}, running {'on it' if here else 'in a VM'}: {' '.join(_command(options))}", file=sys.stderr, flush=True)
     if here:
         return native.execute(
             _command(options), env=environment(options.env, within_vm=False), cwd=options.cwd, limit=options.timeout
         )
     running = instance.shared()
-    if running.facts() is not None and not options.fresh:
+    if running.facts() is not None and not options.fresh and not options.docker and not options.kind:
         return _within(running, options)
-    vm = boot.start(Progress(), private=True)
+    vm = boot.start(Progress(), private=True, docker=_docker(options))
     try:
         return _within(vm, options)
     finally:
@@ -183,6 +226,7 @@ def _command(options: argparse.Namespace) -> list[str]:
 _VERBS = {
     "prepare": _prepare,
     "start": _start,
+    "kind-env": _kind_env,
     "stop": _stop,
     "status": _status,
     "console": _console,

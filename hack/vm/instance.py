@@ -84,7 +84,7 @@ class Vm:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
                 time.sleep(0.01)
-        for name in ("vm.json", "ramdisk"):
+        for name in ("vm.json", "ramdisk", "docker.cow"):
             (self.state / name).unlink(missing_ok=True)
         return facts is not None
 

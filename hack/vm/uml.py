@@ -4,13 +4,13 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
 from hack.vm.choice import kernel_image
 from hack.vm.kernel import Kernel
-from hack.vm.places import cache
+from hack.vm.places import VmError, cache
 
 NEEDS: Final = {
     "unshare": "util-linux",
@@ -21,20 +21,28 @@ NEEDS: Final = {
 }
 CARD: Final = "vec0"
 ADDRESS: Final = "10.0.2.15"
+DISK: Final = "ubda"
+COPY_ON_WRITE: Final = "docker.cow"
 _SETUP: Final = (
     "ip link set lo up && ip tuntap add tap0 mode tap && ip address add 10.0.2.2/24 dev tap0 && ip link set tap0 up && "
     'ulimit -c 0 && exec "$@"'
 )
 _LOOK: Final = 0.05
+_MAPPINGS: Final = 1 << 20
 
 
-def command(kernel: Kernel, state: Path, memory: int, cpu: int) -> list[str]:
-    """The command line: in a network namespace of its own, and in a PID namespace that ends with it."""
+def command(kernel: Kernel, state: Path, memory: int, cpu: int, disk: Path | None = None) -> list[str]:
+    """The command line: in a network namespace of its own, and in a PID namespace that ends with it.
+
+    What the VM writes to the disk goes to a file in the state folder.
+    """
+    disks = [f"ubd0={state / COPY_ON_WRITE},{disk}"] if disk else []
     return [
         "taskset", "-c", str(cpu),
         "unshare", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "setarch", "-R", "/bin/sh", "-c", _SETUP,
         "uml", str(kernel_image(kernel.image)), f"mem={memory}M", f"initrd={state / 'ramdisk'}", f"uml_dir={state / 'uml'}",
         "umid=vm", "con=null", "con0=null,fd:1", "ssl=null", "loglevel=5", "oops=panic", "vec0:transport=tap,ifname=tap0",
+        *disks,
     ]  # fmt: skip
 
 
@@ -47,6 +55,19 @@ def environment(state: Path, memory: int) -> dict[str, str]:
     except OSError:
         fits = False
     return {**os.environ, "TMPDIR": str(shm if fits else state)}
+
+
+def allow_large_processes(report: Callable[[str], None]) -> None:
+    """A process in the VM is one here, in which most of its pages are mappings of their own: Kubernetes' have many."""
+    file = Path("/proc/sys/vm/max_map_count")
+    before = int(file.read_text())
+    if before >= _MAPPINGS:
+        return
+    try:
+        file.write_text(f"{_MAPPINGS}\n")
+    except OSError as error:
+        raise VmError(f"a VM with Docker needs `sysctl -w vm.max_map_count={_MAPPINGS}` here: {error.strerror}") from error
+    report(f"vm.max_map_count raised from {before} to {_MAPPINGS}, which large processes in the VM need")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hack.vm import choice
 from hack.vm.places import REPOSITORY, states
 
 pytestmark = [pytest.mark.vm, pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -56,6 +57,15 @@ def test_a_command_runs_on_a_kernel_with_ipvs() -> None:
     assert "said" in done.stderr.splitlines()
     assert not Path("/tmp/file").exists()
     assert leftovers() == []
+
+
+def test_the_kernel_takes_faults_for_what_they_are_and_leaves_registers_alone() -> None:
+    """User Mode Linux is changed in this for speed; and it tells the time without a system call."""
+    if choice.kinds()[0] != "uml":
+        pytest.skip(f"about User Mode Linux, and {choice.kinds()[0]} is what this machine takes")
+    script = "gcc -O1 -pthread -o /tmp/memory tests/vm/memory.c && /tmp/memory"
+    done = vm("run", "--fresh", "--", "sh", "-c", script)
+    assert done.stdout == "all is well\n", done.stdout + done.stderr
 
 
 def test_a_vm_that_dies_is_reported_at_once() -> None:

@@ -29,6 +29,11 @@ ip link set lo up
 [ "$KIND" = uml ] || modprobe -a -q virtio_net virtio_rng
 modprobe -a -q $LOAD || echo "hack.vm: not every kernel module could be loaded"
 echo "hack.vm: kernel modules are loaded"
+if [ -n "$DOCKER" ]; then
+  mkdir -p "${DOCKER#*:}"
+  mount -t ext4 -o noatime "${DOCKER%%:*}" "${DOCKER#*:}" || echo "hack.vm: cannot mount Docker's disk"
+  sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+fi
 
 cd /run/vm
 while :; do
