@@ -7,6 +7,9 @@ ECONNREFUSED for both.
 
 from __future__ import annotations
 
+import errno
+import itertools
+import random
 import re
 import socket
 import time
@@ -24,11 +27,18 @@ WHO_ARE_YOU: Final = b"GET /hostname HTTP/1.1\r\nHost: e2e\r\n\r\n"
 _WHO_AM_I: Final = b"GET /clientip HTTP/1.1\r\nHost: e2e\r\nConnection: close\r\n\r\n"
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _SEND_AGAIN: Final = 1.0
+_FIRST_PORT, _END_PORT = 11000, 30000  # beyond what listens on nodes, below node ports
+_OWN_PORTS: Final = itertools.cycle(random.sample(range(_FIRST_PORT, _END_PORT), _END_PORT - _FIRST_PORT))
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `reset`: close with RST, so that neither conntrack nor IPVS remembers the connection for long."""
+    """One request. `reset`: close with RST, so that neither conntrack nor IPVS remembers the connection for long.
+
+    `lasting`: the source port is one that the kernel gives away. Else it is one of ours below these, because a request
+    that is sent before a Service is programmed leaves an entry in conntrack that leads past the Service for two minutes,
+    for whoever gets that port.
+    """
 
     address: str
     port: int
@@ -37,6 +47,7 @@ class Ask:
     source_port: int = 0
     timeout: float = PATIENT
     reset: bool = False
+    lasting: bool = False
 
 
 def ask(what: Ask) -> Verdict:
@@ -55,15 +66,32 @@ def open_socket(what: Ask) -> socket.socket:
     sock = socket.socket(family_of(what.address), kind)
     try:
         receive_errors(sock)
-        if what.source is not None or what.source_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((what.source or ("::" if ":" in what.address else "0.0.0.0"), what.source_port))
+        _bind(sock, what)
         if what.reset and kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, what: Ask) -> None:
+    if what.lasting:
+        return
+    source = what.source or ("::" if ":" in what.address else "0.0.0.0")
+    if what.source_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((source, what.source_port))
+        return
+    for port in itertools.islice(_OWN_PORTS, 1000):
+        try:
+            sock.bind((source, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
+    raise OSError(errno.EADDRINUSE, "no source port is free")
 
 
 def _limit(what: Ask) -> float:

@@ -120,7 +120,7 @@ class _Connections:
     """A new connection each time."""
 
     def __init__(self, lane: Lane) -> None:
-        self._ask = Ask(lane.address, lane.port, timeout=_TIMEOUT)
+        self._ask = Ask(lane.address, lane.port, timeout=_TIMEOUT, lasting=True)
 
     def request(self) -> tuple[str, bool]:
         try:
@@ -137,7 +137,7 @@ class _Stream:
     """One connection for all requests; when it is cut, that is one failure, and another is made."""
 
     def __init__(self, lane: Lane) -> None:
-        self._ask = Ask(lane.address, lane.port)
+        self._ask = Ask(lane.address, lane.port, lasting=True)
         self._sock: socket.socket | None = None
 
     def request(self) -> tuple[str, bool]:
@@ -168,7 +168,7 @@ class _Datagrams:
     """One socket, hence one source port, for all requests. A datagram is sent again after a second, as a resolver would."""
 
     def __init__(self, lane: Lane) -> None:
-        self._sock = open_socket(Ask(lane.address, lane.port, "UDP"))
+        self._sock = open_socket(Ask(lane.address, lane.port, "UDP", lasting=True))
         self._sock.connect((lane.address, lane.port))
 
     def request(self) -> tuple[str, bool]:

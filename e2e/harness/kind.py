@@ -18,6 +18,7 @@ def hack_kind(*arguments: str) -> None:
 
 def bring_up(name: str, *, workers: int = 2, ip_family: str = "ipv4", kube_proxy: str = "none") -> Cluster:
     """A cluster with the images of the tests and of the agent; one that is there already and fits is taken."""
+    hack_kind("engine")
     remove_outside(name)  # it would keep the network of a cluster that is made anew
     hack_kind("image", "agnhost")
     hack_kind("image", "agent")

@@ -148,28 +148,26 @@ class World:
         within: float = WITHIN,
         **options: Any,
     ) -> list[Answered]:
-        """Requests from a place come to be answered by all of these servers, and then by no other. Returns the answers."""
-        names = frozenset(wanted)
-        number = count or (6 if len(names) == 1 else 14 * len(names))
+        """Requests from a place come to be answered by all of these servers and by no other. Returns the answers.
 
-        def all_of_them() -> bool:
-            seen: set[str] = set()
+        `count`: how many requests have to be; enough by default that chance passes over no server.
+        """
+        names = frozenset(wanted)
+        number = count or max(16, 14 * len(names))
+
+        def all_of_them() -> list[Answered]:
+            found: list[Answered] = []
             for _ in range(number):  # one by one: a wrong answer now is no reason to send all
                 (verdict,) = place.ask(address, port, **options)
-                seen.add(name_of(verdict))
-                if not seen <= names:
-                    break
-                if seen == names and count is None:
-                    return True
-            assert seen == names, f"answered by {sorted(seen)}"
-            return True
+                assert name_of(verdict) in names, f"answered by {name_of(verdict)}"
+                assert isinstance(verdict, Answered)
+                found.append(verdict)
+            assert verdicts(found) == names, f"answered by {sorted(verdicts(found))}"
+            return found
 
-        target = f"{place} -> {address}:{port} {options or ''}"
-        eventually(all_of_them, f"{target} answered by {sorted(names)}", within=within)
-        verdicts = place.ask(address, port, number, **options)
-        others = {name_of(verdict) for verdict in verdicts} - names
-        assert not others, f"{target}: after all of {sorted(names)} had answered, {sorted(others)} did"
-        return [verdict for verdict in verdicts if isinstance(verdict, Answered)]
+        return eventually(
+            all_of_them, f"{place} -> {address}:{port} {options or ''} answered by {sorted(names)}", within=within
+        )
 
     def never(
         self, place: Place, address: str, port: int, verdict: Iterable[str], *, count: int = 2, **options: Any

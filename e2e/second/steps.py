@@ -69,6 +69,10 @@ class Migration:
         pods = self._api.list("Pod", "k8s-app in (kube-proxy, nodeproxy)", SYSTEM)
         return ", ".join(sorted(pod["metadata"]["labels"]["k8s-app"] for pod in pods if pod["spec"].get("nodeName") == node))
 
+    def wait_for(self, proxy: str, node: str) -> None:
+        """Wait until a node has this proxy and no other."""
+        eventually(lambda: self.proxy_of(node) == proxy, f"{node} has {proxy} and nothing else", within=120)
+
     def has(self, name: str) -> bool:
         """Whether a DaemonSet is there."""
         try:
@@ -85,8 +89,7 @@ class Migration:
         for node in nodes:
             self.back(node["metadata"]["name"])
         for node in self._api.list("Node", None, None):
-            name = node["metadata"]["name"]
-            eventually(lambda: self.proxy_of(name) == "kube-proxy", f"{name} has kube-proxy", within=120)  # noqa: B023
+            self.wait_for("kube-proxy", node["metadata"]["name"])
 
     def nodeproxy_everywhere(self) -> None:
         """Go on from wherever an earlier run ended."""

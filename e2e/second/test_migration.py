@@ -36,12 +36,12 @@ def test_one_node_there_and_back(world: World, migration: Migration) -> None:
     with world.requests(*lanes) as requests:
         migration.prepare()
         migration.first_node(node)
-        assert migration.proxy_of(node) == "nodeproxy"
-        assert migration.proxy_of(stage.b.name) == "kube-proxy"
+        migration.wait_for("nodeproxy", node)
+        migration.wait_for("kube-proxy", stage.b.name)
         with_us = world.service("with-us")
         world.answers(stage.client_a, with_us.address, 80, SERVERS)
         migration.back(node)
-        assert migration.proxy_of(node) == "kube-proxy"
+        migration.wait_for("kube-proxy", node)
         afterwards = world.service("afterwards")
         for service in (with_us, afterwards):
             world.answers(stage.client_a, service.address, 80, SERVERS)
@@ -59,7 +59,7 @@ def test_all_nodes(world: World, migration: Migration) -> None:
         migration.first_node(stage.a.name)
         migration.all_nodes()
         for node in stage.nodes:
-            assert migration.proxy_of(node.name) == "nodeproxy"
+            migration.wait_for("nodeproxy", node.name)
         fresh = world.service("fresh")
         for place in stage.inside:
             world.answers(place, fresh.address, 80, SERVERS)

@@ -24,4 +24,4 @@ def test_back_to_kube_proxy(world: World, migration: Migration) -> None:
         print(requests.steady(least=100))
     assert world.api.list("Node", LABEL, None) == []
     for node in stage.nodes:
-        assert migration.proxy_of(node.name) == "kube-proxy"
+        migration.wait_for("kube-proxy", node.name)
