@@ -324,7 +324,8 @@ def alive(process: int) -> bool:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 from nodeproxy.sandbox.topology import Sandbox
 with Sandbox() as box:
     box.add_pods([["10.0.0.2"]])
