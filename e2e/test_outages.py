@@ -91,7 +91,7 @@ def test_the_api_server_is_down(world: World) -> None:
         print(requests.steady(least=200))
     world.api.delete("EndpointSlice", lost)
     for place in (stage.client_a, stage.client_b):
-        world.answers(place, changing.address, 80, {B}, count=10)
+        world.answers(place, changing.address, 80, {B}, count=10, within=60)  # agents pause for 30 s at most
     fresh = world.service("fresh")
     for place in stage.inside:
         world.answers(place, fresh.address, 80, SERVERS, within=240)

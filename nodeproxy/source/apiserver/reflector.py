@@ -60,6 +60,7 @@ class Reflector:
         self._streamed_list = streamed_list
         self._unfinished_lists = 0
         self._version: str | None = None
+        self._listed_at = 0.0
         self._known = Known(resource.kind, f"API server, {resource.path}")
         self._complaint: str | None = None
         self._log = _log.bind(kind=str(resource.kind))
@@ -134,6 +135,7 @@ class Reflector:
                 case Bookmark():
                     if item.ends_list and known.listing:
                         count, ending = known.end_list()
+                        self._listed_at = time.monotonic()
                         events.extend(ending)
                         self._unfinished_lists = 0
                         self._observer.listed(self._resource.kind, count, time.monotonic() - started)
@@ -184,6 +186,8 @@ class Reflector:
         if status == 410:
             self._log.info("version is no longer known to the server: listing anew", version=self._version)
             self._version = None
+            if not listing and time.monotonic() - self._listed_at >= _HEALTHY_SECONDS:
+                return  # after an outage the wait for the next attempt may be long by now, and the server does answer
             raise error
         if opened_at is not None and time.monotonic() - opened_at >= _HEALTHY_SECONDS and _is_transport(error):
             self._log.info("connection lost: resuming", error=str(error), version=self._version)
