@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import structlog
 from aiohttp import web
+from tenacity import RetryCallState
+from tenacity.wait import wait_base
 
 from nodeproxy.api.objects import TYPE_OF_KIND, ApiObject, Kind, ObjectKey, Service
-from nodeproxy.source.apiserver import ApiServerSource, Credentials
+from nodeproxy.source.apiserver import ApiServerSource, Credentials, reflector
 from nodeproxy.source.decoding import read_builtins
 from tests.source.fake_apiserver import FakeApiServer, Json, status
 from tests.source.manifest_objects import endpoint_slice, node, service
@@ -238,6 +240,32 @@ async def test_gone_leads_to_a_relist_of_what_differs(server: FakeApiServer, str
         assert run.replay.events == events + 3
         assert run.counts.lists[Kind.SERVICE] == 2
         assert run.replay.complete[Kind.SERVICE] == 1
+
+
+async def test_gone_after_an_outage_is_followed_by_a_list_at_once(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for the next attempt has grown with the outage, but a server that says "too old" is there again."""
+    waits = 0
+
+    class Counted(wait_base):
+        def __call__(self, state: RetryCallState) -> float:
+            nonlocal waits
+            waits += 1
+            return 0.01
+
+    monkeypatch.setattr(reflector, "_Wait", Counted)
+    monkeypatch.setattr(reflector, "_HEALTHY_SECONDS", 0.0)
+    server.put(service("a"))
+    async with running(server) as run:
+        await run.replay.synced()
+        await in_step(run, server)
+        server.faults[Kind.SERVICE].extend([status(503), status(503), status(410)])
+        server.put(service("b"))
+        server.cut(Kind.SERVICE)
+        await in_step(run, server)
+        assert run.counts.lists[Kind.SERVICE] == 2
+        assert waits == 2
 
 
 async def test_cut_watch_resumes_where_it_was(server: FakeApiServer) -> None:
