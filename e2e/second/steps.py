@@ -62,7 +62,14 @@ class Migration:
         """What goes before the steps back where kube-proxy's DaemonSet is gone."""
         command = ["kubeadm", "init", "phase", "addon", "kube-proxy", "--kubeconfig", "/etc/kubernetes/admin.conf"]
         self._cluster.exec(self._cluster.control_plane, *command, "--config", "/kind/kubeadm.conf")
-        self._run(blocks("Steps: kubeadm, and kind")[0])
+        self._run(self._there()[0])
+        # The pods that kubeadm made before the patch are leaving; `kubectl wait` must not take one for a new one.
+        nodes = {node["metadata"]["name"] for node in self._api.list("Node", LABEL, None)}
+        eventually(lambda: not nodes & self._nodes_with_kube_proxy(), "kubeadm's pods have left", within=120)
+
+    def _nodes_with_kube_proxy(self) -> set[str]:
+        pods = self._api.list("Pod", "k8s-app=kube-proxy", SYSTEM)
+        return {pod["spec"].get("nodeName", "") for pod in pods}
 
     def proxy_of(self, node: str) -> str:
         """The names of the proxies that run on a node."""

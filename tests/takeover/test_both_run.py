@@ -74,9 +74,11 @@ def test_an_agent_that_is_told_to_refuses(node: Node, theirs: Theirs, way: Way) 
 @SAME_VARIANT
 def test_a_second_agent_waits_until_the_first_has_ended(node: Node, theirs: Theirs, way: Way) -> None:
     with node.nodeproxy(way) as first, node.nodeproxy(way, ready=False) as second:
-        time.sleep(2)
         known = r"nodeproxy runs on this node \(answers on .*, pid \d+, mode iptables\)"
-        assert re.search(known, second.log_text()), second.log_tail()
+        deadline = time.monotonic() + 30
+        while not re.search(known, second.log_text()):
+            assert time.monotonic() < deadline, second.log_tail()
+            time.sleep(0.1)
         assert "kube-proxy runs" not in second.log_text()
         first.stop()
         second.wait_ready()
