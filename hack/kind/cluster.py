@@ -26,6 +26,7 @@ from nodeproxy.sandbox.pace import scaled
 
 _LABEL: Final = "io.x-k8s.kind.cluster"
 _CREATION_LIMIT: Final = 600.0
+_INOTIFY_INSTANCES: Final = 1024
 _READY_LIMIT: Final = 120.0
 
 
@@ -162,8 +163,18 @@ def _reusable(shape: Shape, made_of: str) -> Cluster | None:
     return None
 
 
+def _allow_watches() -> None:
+    """Let this machine have inotify instances for many nodes: with the usual 128, systemd fails in the ninth."""
+    file = Path("/proc/sys/fs/inotify/max_user_instances")
+    with suppress(OSError, ValueError):  # not root, or not ours to write: few nodes do with what is there
+        if int(file.read_text()) < _INOTIFY_INSTANCES:
+            file.write_text(f"{_INOTIFY_INSTANCES}\n")
+            say(f"fs.inotify.max_user_instances raised to {_INOTIFY_INSTANCES}, for the nodes of kind")
+
+
 @again
 def _create(shape: Shape, image: str, made_of: str) -> Cluster:
+    _allow_watches()
     if _containers(shape.name):
         down(shape.name)  # of an attempt that failed
     directory = _directory(shape.name)
