@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hack.controlplane.build import cache as shared_cache
-from hack.vm.places import locked
+from hack.vm.places import locked, unmade
 
 __all__ = ["HERE", "REPOSITORY", "KindError", "built", "cache", "locked", "state"]
 
@@ -39,11 +39,8 @@ def state() -> Path:
 @contextmanager
 def built(target: Path) -> Iterator[Path | None]:
     """For making the file or directory `target` at most once, whoever asks: a work place that becomes it, or None."""
-    if target.exists():
-        yield None
-        return
-    with locked(target.with_name(f"{target.name}.lock")):
-        if target.exists():
+    with unmade(target) as needed:
+        if not needed:
             yield None
             return
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as work:

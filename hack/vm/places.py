@@ -45,13 +45,20 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def built(target: Path) -> Iterator[Path | None]:
-    """For making the directory `target` at most once, whoever asks: yields a work directory that becomes it, or None."""
+def unmade(target: Path) -> Iterator[bool]:
+    """Whether `target` has to be made: true for one caller at a time, who holds the lock beside it meanwhile."""
     if target.exists():
-        yield None
+        yield False
         return
     with locked(target.with_name(f"{target.name}.lock")):
-        if target.exists():
+        yield not target.exists()
+
+
+@contextlib.contextmanager
+def built(target: Path) -> Iterator[Path | None]:
+    """For making the directory `target` at most once, whoever asks: yields a work directory that becomes it, or None."""
+    with unmade(target) as needed:
+        if not needed:
             yield None
             return
         work = target.with_name(f"{target.name}.new")
