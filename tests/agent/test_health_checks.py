@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from nodeproxy.agent import health_checks
 from nodeproxy.agent.events import HEALTH_CHECK_FAILED
-from nodeproxy.agent.health_checks import HealthCheckServers
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.agent.observers import health_checks
+from nodeproxy.agent.observers.health_checks import HealthCheckServers
 from nodeproxy.forwarding.table import Delta, Family, ForwardingTable, HealthCheck, ServiceName
 from nodeproxy.kernel.addresses import LocalAddress, NodeAddresses
 from nodeproxy.programmer.base import NodePortAddresses

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nodeproxy.agent.metrics import Metrics
-from nodeproxy.agent.no_local_endpoints import EXTERNAL, INTERNAL, NoLocalEndpoints
+from nodeproxy.agent.observers.no_local_endpoints import EXTERNAL, INTERNAL, NoLocalEndpoints
 from nodeproxy.api.objects import Kind
 from nodeproxy.forwarding.table import Delta, Family
 from tests.forwarding.world import ELSEWHERE, HERE, World, dead, ready, service, slice_of

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from nodeproxy.agent import traffic
-from nodeproxy.agent.traffic import TrafficCounters
-from nodeproxy.agent.traffic_flows import FlowMemory
-from nodeproxy.agent.traffic_series import Series, SeriesIndex
+from nodeproxy.agent.observers import traffic
+from nodeproxy.agent.observers.flow_memory import FlowMemory
+from nodeproxy.agent.observers.traffic import TrafficCounters
+from nodeproxy.agent.observers.traffic_series import Series, SeriesIndex
 from nodeproxy.forwarding.table import (
     Action,
     Backend,

@@ -12,7 +12,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from nodeproxy.agent.metrics import Metrics
-from nodeproxy.agent.traffic import TrafficCounters
+from nodeproxy.agent.observers.traffic import TrafficCounters
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]["groups"][0]["rules"]

@@ -24,8 +24,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from nodeproxy.agent.traffic_flows import FLOW_LIMIT, FlowMemory
-from nodeproxy.agent.traffic_series import Ports, SeriesIndex
+from nodeproxy.agent.observers.flow_memory import FLOW_LIMIT, FlowMemory
+from nodeproxy.agent.observers.traffic_series import Ports, SeriesIndex
 from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.forwarding.table import Delta, ForwardingTable
 from nodeproxy.kernel import sysctl

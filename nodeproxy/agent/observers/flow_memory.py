@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nodeproxy.agent.traffic_series import Series
+from nodeproxy.agent.observers.traffic_series import Series
 from nodeproxy.kernel.conntrack_accounting import Account, Counters, unpack_counters
 
 FLOW_LIMIT = 65_536  # some 300 bytes each while a dump is read, two dictionaries included

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 
 from nodeproxy.agent.events import EventRecorder
 from nodeproxy.agent.health import Health
-from nodeproxy.agent.health_checks import HealthCheckServers
 from nodeproxy.agent.metrics import Metrics
-from nodeproxy.agent.no_local_endpoints import NoLocalEndpoints
+from nodeproxy.agent.observers.health_checks import HealthCheckServers
+from nodeproxy.agent.observers.no_local_endpoints import NoLocalEndpoints
+from nodeproxy.agent.observers.traffic import TrafficCounters
 from nodeproxy.agent.sync import Observer
-from nodeproxy.agent.traffic import TrafficCounters
 from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.kernel.addresses import LocalAddress
 from nodeproxy.programmer.base import ProgrammerConfig
