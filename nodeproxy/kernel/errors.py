@@ -96,6 +96,10 @@ class RestoreRefused(KernelError):
         self.at_commit = at_commit
 
 
+class PatchImpossible(KernelError):
+    """A legacy table was left as it was, because a change of it was not one that can be made without iptables."""
+
+
 class ItemRefused(KernelError):
     """The kernel refused one item (a set, an entry, a flow, an address) of a batch; `errno` is positive."""
 

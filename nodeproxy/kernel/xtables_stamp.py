@@ -4,25 +4,18 @@ Legacy: entries, size and layout of each table, by getsockopt IPT_SO_GET_INFO, w
 notices every added, removed or resized rule, not the exchange of a rule for one of the same size.
 Nft: the generation number of the ruleset, which counts every transaction of every program and family in the namespace.
 
-Sources: include/uapi/linux/netfilter_ipv4/ip_tables.h, netfilter_ipv6/ip6_tables.h, netfilter/nf_tables.h, nfnetlink.h.
+Sources: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h; of the legacy tables see `legacy.socket`.
 """
 
-import ctypes
 import errno
-import os
-import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from nodeproxy.kernel.errors import FeatureMissing, PermissionMissing, RequestRefused
+from nodeproxy.kernel.legacy.socket import LegacySocket
 from nodeproxy.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, attributes
-
-_SO_GET_INFO: Final = 64  # IPT_SO_GET_INFO and IP6T_SO_GET_INFO
-_SOL_IPV6: Final = 41
-# ipt_getinfo: name[32], valid_hooks, hook_entry[5], underflow[5], num_entries, size
-_GETINFO: Final = struct.Struct("=32s11I2I")
 
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFT_MSG_NEWGEN: Final = 15
@@ -79,15 +72,7 @@ class LegacyStamps:
 
     def __init__(self, family: int) -> None:
         self._family = family
-        self._level = socket.SOL_IP if family == 4 else _SOL_IPV6
-        domain = socket.AF_INET if family == 4 else socket.AF_INET6
-        try:
-            self._socket = socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
-        except PermissionError as error:
-            raise PermissionMissing("open a raw socket", "CAP_NET_RAW is needed") from error
-        except OSError as error:
-            raise FeatureMissing(f"IPv{family}", str(error)) from error
-        self._getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
+        self._socket = LegacySocket(family)
 
     def __enter__(self) -> Self:
         return self
@@ -104,23 +89,12 @@ class LegacyStamps:
         Asking the kernel for a table creates it, so the names are looked up first. Call it in the thread (or at least the
         network namespace) that made this object.
         """
-        found = (self._read_table(name) for name in legacy_tables(self._family))
-        return LegacyStamp(tuple(stamp for stamp in found if stamp is not None))
-
-    def _read_table(self, table: str) -> TableStamp | None:
-        # socket.getsockopt cannot pass the name in: the option is read and written
-        buffer = ctypes.create_string_buffer(_GETINFO.pack(table.encode(), *(0,) * 13), _GETINFO.size)
-        length = ctypes.c_uint32(_GETINFO.size)
-        status = self._getsockopt(self._socket.fileno(), self._level, _SO_GET_INFO, buffer, ctypes.byref(length))
-        if status != 0:
-            number = ctypes.get_errno()
-            if number in (errno.EPERM, errno.EACCES):
-                raise PermissionMissing("read the legacy tables", os.strerror(number))
-            if number == errno.ENOENT:  # went away since its name was read
-                return None
-            raise RequestRefused(f"IPT_SO_GET_INFO {table}", number)
-        _, _hooks, *layout, entries, size = _GETINFO.unpack(buffer.raw)
-        return TableStamp(table, entries, size, tuple(layout))
+        found = []
+        for table in legacy_tables(self._family):
+            info = self._socket.info(table)
+            if info is not None:  # else it went away since its name was read
+                found.append(TableStamp(table, info.entries, info.size, info.layout))
+        return LegacyStamp(tuple(found))
 
 
 class NftStamps:

@@ -115,8 +115,12 @@ class Programmer(Protocol):
         The first call, and a call after drift or failure, is a full pass over `table`. Raises `ProgrammingError`.
         """
 
-    async def audit(self) -> Sequence[str]:
-        """Compare the kernel with what was programmed, cheaply. What differs, in words: the next apply repairs it."""
+    async def audit(self, *, whole: bool = False) -> Sequence[str]:
+        """Compare the kernel with what was programmed, cheaply. What differs, in words: the next apply repairs it.
+
+        `whole`: everything at once, however long that takes, and not only what seems to have changed. Raises
+        `ProgrammingError`.
+        """
 
     async def withdraw(self) -> Withdrawal:
         """Take a step out of the kernel without cutting a flow, now that the programmer of another mode serves.

@@ -114,7 +114,7 @@ class FamilyProgrammer:
         self._change_health_ports(ruleset, plan, health_ports)
         try:
             if plan:
-                await self._restore(tx.render(tx.incremental(plan.tables)))
+                await self._tables.change(plan.tables, ruleset.examples)
         except _REFUSALS as error:
             ruleset.undo(plan)
             self._forget()
@@ -128,14 +128,14 @@ class FamilyProgrammer:
         await self._sets.destroy(plan.old_sets)
         return refused
 
-    async def audit(self) -> bool:
-        """True where the kernel's rules differ from what was programmed. Reads the rules only if some tables changed."""
+    async def audit(self, whole: bool = False) -> bool:
+        """True where the kernel's rules differ from what was programmed. Reads them if some tables changed, or `whole`."""
         ruleset = self._ruleset
         if ruleset is None:
             return False
         if ruleset.has_affinity:
             await self._sets.grow()
-        kernel = await self._tables.look()
+        kernel = await self._tables.look(whole)
         if kernel is None:
             return False
         differs = any(tx.full(ruleset.chains(), jumps(self.family, self._config), kernel).values())

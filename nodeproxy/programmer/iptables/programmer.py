@@ -55,11 +55,11 @@ class IptablesProgrammer:
             refused=refused, full=full, partial_failures=tuple(self._failed), rules=rules, stale_flows=stale_flows
         )
 
-    async def audit(self) -> Sequence[str]:
+    async def audit(self, *, whole: bool = False) -> Sequence[str]:
         """Families whose rules are not as programmed. Raises `ProgrammingError` if they cannot be read."""
         await self._stale_flows.look_again()
         try:
-            return [f"rules of IPv{int(family.family)}" for family in self._families if await family.audit()]
+            return [f"rules of IPv{int(family.family)}" for family in self._families if await family.audit(whole)]
         except KernelError as error:
             raise ProgrammingError(str(error)) from error
 

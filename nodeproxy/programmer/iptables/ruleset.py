@@ -7,6 +7,7 @@ kernel refuses it. Nothing here touches the kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from msgspec import Struct, field
 
@@ -28,6 +29,7 @@ from nodeproxy.programmer.rules.names import (
 )
 
 TABLES = ("nat", "filter")
+_MAX_EXAMPLES = 200
 
 
 class Plan(Struct):
@@ -74,6 +76,15 @@ class Ruleset:
     def service_chains(self) -> dict[str, list[str]]:
         """The chains of all rows, which are in the nat table."""
         return {name: rules for row in self.rows.values() for name, rules in self.translate(row).chains.items()}
+
+    def examples(self, table: str) -> Iterator[tuple[str, list[str]]]:
+        """Wanted chains of a table, some of every kind, without work for all."""
+        if table == "nat":
+            for row in islice(self.rows.values(), _MAX_EXAMPLES):
+                yield from self.translate(row).chains.items()
+        for tree in self._trees(table):
+            for name, rules in islice(tree.chains(), _MAX_EXAMPLES):
+                yield name, self._complete(table, name, rules)
 
     def shared_chains(self) -> dict[str, list[str]]:
         """Chains of the nat table that the chains of rows jump to."""

@@ -135,17 +135,17 @@ class FamilyProgrammer:
             self._wanted = None
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
 
-    async def audit(self, removed_addresses: Collection[str]) -> str:
+    async def audit(self, removed_addresses: Collection[str], whole: bool = False) -> str:
         """What of the kernel differs from what was programmed, "" for nothing; the first that is found.
 
-        `removed_addresses`: from the dummy interface, by anybody.
+        `removed_addresses`: from the dummy interface, by anybody. `whole`: nothing is left for a later call.
 
         Real servers that have drained are deleted on the way.
         """
         if self._wanted is None:
             return ""
-        differs = await asyncio.to_thread(self._look, self._wanted, removed_addresses)
-        kernel = None if differs else await self._tables.look()
+        differs = await asyncio.to_thread(self._look, self._wanted, removed_addresses, whole)
+        kernel = None if differs else await self._tables.look(whole)
         if kernel is not None:
             if any(tx.full(self._chains(self._wanted), jumps(), kernel).values()):
                 differs = "rules"
@@ -257,12 +257,12 @@ class FamilyProgrammer:
             one for one in addresses if one in self._own_addresses or (one not in wanted.addresses and one not in leaving)
         )
 
-    def _look(self, wanted: Wanted, removed_addresses: Collection[str]) -> str:
+    def _look(self, wanted: Wanted, removed_addresses: Collection[str], whole: bool) -> str:
         """In a thread: end what has drained, and compare."""
         self._remove_addresses(wanted, self._servers.end_drained())
         if self._addresses.differ(removed_addresses):
             return "service addresses"
-        return self._sets.differ() or self._servers.differ()
+        return self._sets.differ(whole) or self._servers.differ(whole)
 
     def _chains(self, wanted: Wanted) -> Chains:
         return chains(self.family, self._config, self._features, wanted.short_cuts, wanted.redirects)

@@ -71,13 +71,13 @@ class IpvsProgrammer:
         rules = {family.family: family.counter.counts for family in self._families}
         return ApplyResult(refused=refused, full=full, rules=rules, stale_flows=stale_flows)
 
-    async def audit(self) -> Sequence[str]:
+    async def audit(self, *, whole: bool = False) -> Sequence[str]:
         """What of some family is not as programmed. Also ends what has drained."""
         try:
             self._poll_addresses()
             removed, self._removed_addresses = self._removed_addresses, frozenset()
             await self._stale_flows.look_again()
-            found = [(family.family, await family.audit(removed)) for family in self._families]
+            found = [(family.family, await family.audit(removed, whole)) for family in self._families]
             return [f"{what} of IPv{int(family)}" for family, what in found if what]
         except KernelError as error:
             raise ProgrammingError(str(error)) from error

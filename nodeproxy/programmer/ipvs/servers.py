@@ -156,20 +156,25 @@ class VirtualServers:
         self._carry_out_quietly(operations)
         return {server.address for server in due if server not in self._programmed}
 
-    def differ(self) -> str:
-        """What the kernel holds otherwise than programmed, "" for nothing. Spread over calls: costs about 1% of a core."""
+    def differ(self, whole: bool = False) -> str:
+        """What the kernel holds otherwise than programmed, "" for nothing.
+
+        Spread over calls, which then cost about 1% of a core, unless the `whole` is asked for.
+        """
         start = time.monotonic()
         # The kernel counts IPv4 virtual servers at no cost; for IPv6 there is only the list.
         uncounted = self._family == 4 and self._ipvs.count_ipv4() != len(self._programmed) + self._others
-        if uncounted or start >= self._list_at:
+        if uncounted or whole or start >= self._list_at:
             listed = self._list()
             took = time.monotonic() - start
             self._list_at = start + max(_LISTING_PERIOD_SECONDS, took * _REST_PER_LISTING)
             if self._lacks(listed) and self._lacks(listed := listed | self._list(times=2)):
                 return "virtual servers"
             self._others = self._count(listed) - len(self._programmed)
+        if whole:
+            self._to_compare = list(self._programmed)
         until = time.monotonic() + _COMPARE_SECONDS
-        while time.monotonic() < until:
+        while whole or time.monotonic() < until:
             if not self._to_compare:
                 self._to_compare = list(self._programmed)
                 if not self._to_compare:

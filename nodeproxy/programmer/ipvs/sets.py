@@ -82,20 +82,23 @@ class ServiceSets:
         """Remove all entries but these."""
         self.remove({name: entries - set(wanted.get(name, ())) for name, entries in self._entries.items()})
 
-    def differ(self) -> str:
-        """Which set holds something else than programmed, "" for none: the number of entries each time, and them in turn."""
+    def differ(self, whole: bool = False) -> str:
+        """Which set holds something else than programmed, "" for none: the number of entries each time, and them in turn.
+
+        `whole`: all entries now.
+        """
         sizes = {size.name: size.elements for size in self._ipsets.sizes(_prefix(self._family))}
         for name, entries in self._entries.items():
             if name is not SetName.HEALTH_CHECK_PORTS and sizes.get(name.of(self._family)) != len(entries):
                 return f"ipset {name.of(self._family)}"
         start = time.monotonic()
-        if start < self._compare_at:
+        if start < self._compare_at and not whole:
             return ""
         self._to_compare = self._to_compare or list(self._entries)
-        name = self._to_compare.pop()
-        found = self._contents(name)
+        names = list(self._entries) if whole else [self._to_compare.pop()]
+        differs = [name for name in names if self._contents(name) != self._entries[name]]
         self._compare_at = start + _REST_PER_LOOK * (time.monotonic() - start)
-        return f"ipset {name.of(self._family)}" if found != self._entries[name] else ""
+        return f"ipset {differs[0].of(self._family)}" if differs else ""
 
     def _contents(self, name: SetName) -> set[str]:
         return {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from nodeproxy.kernel.errors import LockHeld
-from nodeproxy.kernel.xtables import ChangeStamp, XTables
+from nodeproxy.kernel.errors import LockHeld, PatchImpossible
+from nodeproxy.kernel.xtables import ChainChanges, ChangeStamp, Variant, XTables
+from nodeproxy.programmer.rules import transaction as tx
+from nodeproxy.programmer.rules.chains import TableChange
 from nodeproxy.programmer.rules.common import RANDOM_FULLY, Features
+from nodeproxy.programmer.rules.names import is_ours
 from nodeproxy.programmer.rules.snapshot import TableSnapshot, parse_tables
 
 _log = structlog.get_logger(__name__)
@@ -20,6 +23,9 @@ _log = structlog.get_logger(__name__)
 _REST_PER_LOOK = 10
 
 Snapshots = dict[str, TableSnapshot]
+
+Examples = Callable[[str], Iterable[tuple[str, Sequence[str]]]]
+"""Chains of a table that are in the kernel, with their rules."""
 
 
 class KernelTables:
@@ -35,6 +41,7 @@ class KernelTables:
         self._stamp: ChangeStamp | None = None
         self._seen: ChangeStamp | None = None
         self._look_again_at = 0.0
+        self.left_to_iptables = 0
 
     async def probe(self, hairpin: str) -> Features:
         """Make sure that the tables can be had, waiting for the lock, and find what they take. `hairpin` is a match."""
@@ -64,15 +71,41 @@ class KernelTables:
         # Where somebody else changed the tables since our last look, the next audit must read them.
         self._stamp = await self.xtables.stamp() if undisturbed else None
 
+    async def change(self, changes: Mapping[str, TableChange], examples: Examples) -> None:
+        """Carry out changes of our chains, table by table. Those of legacy tables without iptables where that can be."""
+        undisturbed = (await self.xtables.stamp()) == self._stamp
+        left = dict(changes)
+        if self.xtables.variant is Variant.LEGACY:
+            for table, change in changes.items():
+                if change and not await self._patched(table, change, examples):
+                    break
+                del left[table]
+        if text := tx.render(tx.incremental(left)):
+            await self.xtables.restore(text)
+        self._stamp = await self.xtables.stamp() if undisturbed else None
+
+    async def _patched(self, table: str, change: TableChange, examples: Examples) -> bool:
+        changes = ChainChanges(change.chains, change.removed, is_ours, lambda: examples(table))
+        try:
+            await self.xtables.patch(table, changes)
+        except PatchImpossible as error:
+            self.left_to_iptables += 1
+            _log.debug("changing a table by iptables", table=table, why=str(error), times=self.left_to_iptables)
+            return False
+        return True
+
     async def confirm(self) -> None:
         """The tables were just read and are as wanted."""
         self._stamp = await self.xtables.stamp()
 
-    async def look(self) -> Snapshots | None:
-        """The tables, if somebody else changed them since they were last confirmed; None if nobody did, or while resting."""
+    async def look(self, anyway: bool = False) -> Snapshots | None:
+        """The tables, if somebody else changed them since they were last confirmed; None if nobody did, or while resting.
+
+        `anyway`: the tables in any case.
+        """
         stamp = await self.xtables.stamp()
         start = time.monotonic()
-        if stamp == self._stamp or start < self._look_again_at:
+        if not anyway and (stamp == self._stamp or start < self._look_again_at):
             return None
         self._seen = stamp
         kernel = await self.read()
