@@ -29,7 +29,7 @@ e2e: setup ## end to end in a real kind cluster (MODE=iptables|ipvs; E2E_KEEP=1 
 conformance: setup ## Kubernetes' own [sig-network] tests in a kind cluster; the table is kept in e2e/conformance (MODE, ARGS="--help")
 	@$(PYTHON) -m $(if $(filter ipvs,$(MODE)),hack.conformance.vm,hack.conformance) $(ARGS)
 
-bench: setup ## first sync, change latency, memory, connect latency (ARGS="--help" tells more)
+bench: setup ## startup, changes, roll-outs, churn, scale, connect latency, idling (ARGS="--help" tells more; "--quick")
 	@$(PYTHON) -m hack.bench $(ARGS)
 
 soak: setup ## load on a node while backends are replaced, agents killed, modes switched: does anybody notice? (ARGS="--help")

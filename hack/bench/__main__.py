@@ -10,9 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,92 +17,37 @@ import click
 import msgspec
 from rich.console import Console
 
-from hack.bench import plot, report
-from hack.bench.agents import Contender, KubeProxy, Nodeproxy
-from hack.bench.connecting import ConnectPlan, ConnectScenario
-from hack.bench.feeds import SOURCES, ApiServerFeed, Feed, open_feed, shape_of
-from hack.bench.profiled import print_top
-from hack.bench.results import Machine, Report, Run
-from hack.bench.scenarios import PODS, Plan, measure_all, warm_up
+from hack.bench import report as shown
+from hack.bench.agents import Nodeproxy
+from hack.bench.feeds import SOURCES
+from hack.bench.options import MODES, SCENARIOS, Options, ShapesType, Sizes, Words, use_quick
+from hack.bench.results import Machine, Part, Report, merged
+from hack.bench.session import Session
 from hack.controlplane.build import BuildError, binary
 from hack.controlplane.processes import StartError
 from nodeproxy.kernel.errors import KernelError
 from nodeproxy.kernel.ipvs import IPVS
-from nodeproxy.sandbox.agent import Variant
 from nodeproxy.sandbox.namespace import NamespaceError
-from nodeproxy.sandbox.pace import factor, scaled
-
-_TIMEOUTS = {"iptables": 300.0, "ipvs": 900.0}
-
-
-class Words(click.ParamType[list[str]]):
-    """Some of a few words, separated by commas, each once."""
-
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._allowed = allowed
-        self.name = ",".join(allowed)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        words = list(dict.fromkeys(word.strip() for word in str(value).split(",") if word.strip()))
-        if not words or not set(words) <= set(self._allowed):
-            self.fail(f"{value}: choose from {', '.join(self._allowed)}", param, ctx)
-        return words
-
-
-class Sizes(click.ParamType[list[int]]):
-    """Some numbers from 1 on, separated by commas: each once, the least first."""
-
-    name = "number,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        try:
-            numbers = sorted({int(part) for part in str(value).split(",")})
-        except ValueError:
-            numbers = []
-        if not numbers or numbers[0] < 1:
-            self.fail(f"{value}: numbers from 1 on, separated by commas", param, ctx)
-        return numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command line."""
-
-    mode: str
-    services: list[int]
-    endpoints: int
-    changes: int
-    variants: list[Variant] | None
-    sources: list[str]
-    peers: tuple[str, ...]
-    scenarios: list[str]
-    connect: bool
-    connect_services: tuple[int, int]
-    connections: int
-    idle: float
-    rounds: int
-    timeout: float | None
-    floor: bool
-    profile: bool
-    json_file: Path | None
-    plot_file: Path | None
-
-    @property
-    def periodic(self) -> bool:
-        """Whether agents sync every now and then, as by default: while idling, that is what they do."""
-        return self.idle > 0
-
+from nodeproxy.sandbox.pace import factor
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command(context_settings={"max_content_width": 110, "show_default": True})
+@click.group(invoke_without_command=True, context_settings={"max_content_width": 110, "show_default": True})
+@click.option("--mode", "modes", type=Words(MODES), default="iptables", help="The modes of all that are compared, in turn.")
 @click.option(
-    "--mode", type=click.Choice(["iptables", "ipvs"]), default="iptables", help="The mode of all that are compared."
+    "--scenario",
+    "scenarios",
+    type=Words(SCENARIOS),
+    default="startup,change",
+    help="startup: first sync, change: single changes, idle: what it uses when left alone (all three with one process); "
+    "rolling: a Deployment's pods replaced under load; churn: many changes a second; scale: startup and change for each of "
+    "--shapes; connect: latency of connect(). Or all.",
 )
+@click.option("--quick", is_flag=True, is_eager=True, callback=use_quick, help="All scenarios, small: does it work?")
 @click.option("--services", type=Sizes(), default="5000", help="How many Services; one run for each of several numbers.")
-@click.option("--endpoints", default=10, help="How many endpoints each.")
-@click.option("--changes", default=15, help="How many times an endpoint is moved, one at a time.")
+@click.option("--endpoints", type=click.IntRange(min=1), default=10, help="How many endpoints each.")
+@click.option("--changes", type=click.IntRange(min=1), default=15, help="How many single changes.")
 @click.option(
     "--variants",
     type=Words(("legacy", "nft")),
@@ -118,7 +60,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=Words(SOURCES),
     default="manifests",
     help="Where the state comes from; one run for each. static is an API server that needs no etcd and is filled in "
-    "seconds. kube-proxy cannot use manifests: it then gets an API server.",
+    "seconds. kube-proxy cannot use manifests: it then gets an API server. rolling and churn write to an API server, that "
+    "of these sources or else static.",
 )
 @click.option(
     "--peer",
@@ -128,22 +71,35 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Run this kube-proxy, too, or the one that hack/controlplane builds. May be repeated.",
 )
 @click.option(
-    "--scenario",
-    "scenarios",
-    type=Words(("sync", "connect")),
-    default="sync",
-    help="sync: first sync, changes, idling; connect: latency of connect().",
+    "--shapes",
+    type=ShapesType(),
+    default="100x10,1000x10,5000x10,10000x10,5000x50,40000x1",
+    help="The states of scale. Who times out with one does not run with a larger one.",
 )
-@click.option("--connect", is_flag=True, help="The connect scenario besides the others.")
-@click.option("--connect-services", type=(int, int), default=(10, 10_000), help="Few and many Services to connect among.")
+@click.option("--replicas", type=click.IntRange(min=1), default=10, help="How many pods rolling replaces.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0.0),
+    default=1.0,
+    metavar="SECONDS",
+    help="How long after it is terminating a pod ends in rolling; what reaches it later has failed.",
+)
+@click.option("--churn-rate", type=click.FloatRange(min=0.1), default=100.0, help="Changes a second in churn.")
+@click.option("--churn-seconds", type=click.FloatRange(min=0.1), default=30.0, help="How long churn lasts.")
+@click.option(
+    "--connect-services",
+    type=Sizes(),
+    default="10,100,1000,5000,10000",
+    help="Among how many Services to connect: a curve; 10,10000 is the short form.",
+)
 @click.option("--connections", default=2000, help="Connections to each address in the connect scenario.")
 @click.option(
     "--idle",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
+    type=click.FloatRange(min=0.1),
+    default=60.0,
     metavar="SECONDS",
-    help="After the changes leave the agent alone for so long, and tell what it uses (0: do not). Periodic syncs then come "
-    "as by default; without this they are put off, so that they are not counted with changes.",
+    help="How long idle leaves the agent alone. With that scenario periodic syncs come as by default; else they are put "
+    "off, so that they are not counted with changes.",
 )
 @click.option("--rounds", default=1, help="How many times everything but connect is repeated.")
 @click.option(
@@ -156,108 +112,70 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--floor", is_flag=True, help="Time iptables-restore alone with the same rules, too (iptables mode only).")
 @click.option("--profile", is_flag=True, help="Run nodeproxy under cProfile and print what took longest. Slows it down.")
 @click.option("--json", "json_file", type=_FILE, help="Write all samples here.")
-@click.option("--plot", "plot_file", type=_FILE, help="Write a bar chart (SVG) here.")
-def main(**values: Any) -> None:
-    """Measure nodeproxy, and any kube-proxy beside it, on nodes in network namespaces. Needs root."""
+@click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables here.")
+@click.option("--plot", "plot_file", type=_FILE, help="Write plots (SVG) here.")
+@click.pass_context
+def main(
+    ctx: click.Context, /, json_file: Path | None, markdown_file: Path | None, plot_file: Path | None, **values: Any
+) -> None:
+    """Measure nodeproxy, and any kube-proxy beside it, on nodes in network namespaces. Needs root.
+
+    A contender that fails or times out is a row that says so. The exit status is 1 if nodeproxy is one.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
     if os.geteuid() != 0:
         raise click.ClickException("needs root: programs a real kernel in network namespaces")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that everything is cleaned up
     options = Options(**values)
-    if options.mode == "ipvs":
+    if "ipvs" in options.modes:
         _require_ipvs()
-    result = _new_report(options)
-    peers = _peers(options)
+    result = Report([_part(options)])
+    programs = [_program(path) for path in options.peers]
+    files = (json_file, markdown_file, plot_file)
     with tempfile.TemporaryDirectory(prefix="nodeproxy-bench-profile-") as directory:
-        bench = _Bench(options, result, peers, Path(directory) / "profile" if options.profile else None)
-        if "sync" in options.scenarios:
-            bench.run()
-        if options.connect or "connect" in options.scenarios:
-            bench.connect()
-    report.show(_console(), result)
-    if options.json_file:
-        options.json_file.parent.mkdir(parents=True, exist_ok=True)
-        options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    if options.plot_file:
-        plot.write(options.plot_file, result)
-    errors = [(run.agent, run.error) for run in result.runs] + [(run.agent, run.error) for run in result.connect]
-    if any(error for agent, error in errors if agent == Nodeproxy.name):
+        session = Session(options, result, programs, Path(directory) / "profile" if options.profile else None)
+        try:
+            session.run()
+        finally:  # what was measured is not lost if the rest cannot be, or is interrupted
+            _write(result, *files)
+    if any(agent == Nodeproxy.name for agent, _, _ in result.failed):
         sys.exit(1)
 
 
-class _Bench:
-    """Carries out what the command line asks for, and adds to the report."""
+@main.command("report")
+@click.argument("json_files", nargs=-1, required=True, metavar="JSON...", type=click.Path(path_type=Path, exists=True))
+@click.option("--json", "json_file", type=_FILE, help="Write all of them together here.")
+@click.option("--markdown", "markdown_file", type=_FILE, help="Write the tables here.")
+@click.option("--plot", "plot_file", type=_FILE, help="Write plots (SVG) here.")
+def report_command(
+    json_files: tuple[Path, ...], json_file: Path | None, markdown_file: Path | None, plot_file: Path | None
+) -> None:
+    """Show what earlier runs wrote by --json, as one: modes that different kernels have, say."""
+    reports = []
+    for file in json_files:
+        try:
+            reports.append(msgspec.json.decode(file.read_bytes(), type=Report))
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise click.ClickException(f"{file} is no report of the benchmark: {error}") from error
+    _write(merged(reports), json_file, markdown_file, plot_file)
 
-    def __init__(self, options: Options, result: Report, peers: list[Contender], profile: Path | None) -> None:
-        self._options = options
-        self._result = result
-        self._peers = peers
-        self._profile = profile
-        self._ours = Nodeproxy(options.mode, periodic=options.periodic, profile=profile)
-        self._variants: list[Variant] = options.variants or (["nft"] if options.mode == "ipvs" else ["legacy", "nft"])
-        self._timeout = scaled(options.timeout or _TIMEOUTS[options.mode])
-        self._started = time.monotonic()
 
-    def run(self) -> None:
-        """First sync, changes, idle. Manifests come first: the API server then is not there to take processor time."""
-        for source, contenders in self._contenders().items():
-            with closing(open_feed(source, PODS[0])) as feed:
-                for contender in contenders:
-                    self.say(f"{source}: warming up {contender.name}")
-                    warm_up(contender, feed, self._variants[0], self._timeout, self.say)
-                there = 0
-                for services in self._options.services:
-                    self.say(f"{source}: making {services} Services x {self._options.endpoints} endpoints")
-                    feed.add(shape_of(services - there, self._options.endpoints, first=there))
-                    there = services
-                    self._measure(contenders, feed, services)
+def _write(result: Report, json_file: Path | None, markdown_file: Path | None, plot_file: Path | None) -> None:
+    shown.show(_console(), result)
+    if json_file:
+        _file(json_file).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    if markdown_file:
+        _file(markdown_file).write_text(shown.markdown(result), encoding="utf-8")
+    if plot_file:
+        from hack.bench import plot  # noqa: PLC0415
 
-    def _measure(self, contenders: list[Contender], feed: Feed, services: int) -> None:
-        options = self._options
-        plan = Plan(
-            shape=shape_of(services, options.endpoints),
-            changes=options.changes,
-            idle=options.idle,
-            floor=options.floor,
-            timeout=self._timeout,
-        )
-        for _ in range(options.rounds):
-            for run in measure_all(contenders, feed, self._variants, plan, self.say):
-                self._result.runs.append(run)
-                self._show_profile(run)
+        plot.write(plot_file, result)
 
-    def connect(self) -> None:
-        """Latency of connect(). What is in the kernel does not depend on the source: one is enough."""
-        options = self._options
-        few, many = options.connect_services
-        plan = ConnectPlan(few=few, many=many, connections=options.connections, timeout=self._timeout)
-        ours = options.sources[0]
-        with ConnectScenario(plan, self.say) as scenario:
-            if self._peers and ours not in KubeProxy.sources:
-                scenario.program([self._ours], ours, self._variants)
-                scenario.program(self._peers, ApiServerFeed.name, self._variants)
-            else:
-                scenario.program([self._ours, *self._peers], ours, self._variants)
-            self.say(f"connecting {options.connections} times to each address")
-            self._result.connect = scenario.measure()
 
-    def say(self, text: str) -> None:
-        """A line of progress, with the time since the start."""
-        first_line = text.partition("\n")[0]
-        print(f"[{time.monotonic() - self._started:6.1f} s] {first_line}", file=sys.stderr, flush=True)
-
-    def _contenders(self) -> dict[str, list[Contender]]:
-        """Who runs from which source: kube-proxy from each that it can use, or else from an API server."""
-        found: dict[str, list[Contender]] = {source: [self._ours] for source in SOURCES if source in self._options.sources}
-        if self._peers:
-            for source in [source for source in found if source in KubeProxy.sources] or [ApiServerFeed.name]:
-                found.setdefault(source, []).extend(self._peers)
-        return found
-
-    def _show_profile(self, run: Run) -> None:
-        if self._profile is not None and self._profile.exists():
-            print(f"\n{run.title}")
-            print_top(self._profile)
-            self._profile.unlink()
+def _file(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _require_ipvs() -> None:
@@ -266,17 +184,16 @@ def _require_ipvs() -> None:
             ipvs.require()
     except KernelError as error:
         command = shlex.join(["python", "-m", "hack.vm", "run", "--", "python", "-m", "hack.bench", *sys.argv[1:]])
-        raise click.ClickException(f"{error}\nIn a VM that has it: {command}") from error
+        raise click.ClickException(
+            f"{error}\nIn a VM that has it: {command}\nTwo --json files together: python -m hack.bench report A.json B.json"
+        ) from error
 
 
-def _peers(options: Options) -> list[Contender]:
-    made: list[Contender] = []
-    for path in options.peers:
-        program = binary("kube-proxy") if path == "built" else Path(path).absolute()
-        if not os.access(program, os.X_OK):
-            raise click.BadParameter(f"{path} is not a program", param_hint="--peer")
-        made.append(KubeProxy(options.mode, program, periodic=options.periodic))
-    return made
+def _program(path: str) -> Path:
+    program = binary("kube-proxy") if path == "built" else Path(path).absolute()
+    if not os.access(program, os.X_OK):
+        raise click.BadParameter(f"{path} is not a program", param_hint="--peer")
+    return program
 
 
 def _console() -> Console:
@@ -284,11 +201,12 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=220)
 
 
-def _new_report(options: Options) -> Report:
+def _part(options: Options) -> Part:
     version = subprocess.run(["iptables", "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return Report(
+    return Part(
         command=shlex.join(["python", "-m", "hack.bench", *sys.argv[1:]]),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        modes=options.modes,
         machine=Machine(
             cores=os.cpu_count() or 1,
             kernel=platform.release(),
@@ -297,9 +215,6 @@ def _new_report(options: Options) -> Report:
             load_average=round(os.getloadavg()[0], 2),
             time_factor=round(factor(), 1),
         ),
-        mode=options.mode,
-        services=options.services,
-        endpoints=options.endpoints,
     )
 
 

@@ -57,7 +57,8 @@ def _listen(address: str, port: int) -> socket.socket:
     return sock
 
 
-def _client_socket() -> socket.socket:
+def client_socket() -> socket.socket:
+    """A socket of the calling thread's namespace from which a connection can be made, that ends by a reset."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.bind(("", next(_SOURCE_PORTS)))
     sock.setsockopt(socket.IPPROTO_TCP, TCP_SYNCNT, 1)
@@ -95,7 +96,7 @@ class Witness:
 
     def _ask(self) -> int | None:
         """Make one connection: which backend got it."""
-        with _client_socket() as sock:
+        with client_socket() as sock:
             sock.settimeout(_attempt_timeout())
             try:
                 sock.connect(self._service)
@@ -109,7 +110,7 @@ class Witness:
         deadline = time.monotonic() + _attempt_timeout()
         while (left := deadline - time.monotonic()) > 0:
             for arrived in select.select(self._listeners, [], [], left)[0]:
-                for port in _accept_all(arrived):
+                for port in accept_all(arrived):
                     if port == source_port:
                         return self._listeners.index(arrived)
         return None
@@ -121,7 +122,7 @@ def wait_connected(client: Namespace, service: Endpoint, timeout: float, pause: 
 
 
 def _connects(service: Endpoint) -> bool:
-    with _client_socket() as sock:
+    with client_socket() as sock:
         sock.settimeout(_attempt_timeout())
         return sock.connect_ex(service) == 0
 
@@ -137,7 +138,7 @@ def _repeat(succeeds: Callable[[], bool], timeout: float, pause: float) -> float
     return None
 
 
-def _accept_all(listener: socket.socket) -> list[int]:
+def accept_all(listener: socket.socket) -> list[int]:
     """Take all waiting connections, which their clients have ended already, and return the clients' ports."""
     ports = []
     with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
@@ -157,7 +158,7 @@ def _connect_many(service: Endpoint, listener: socket.socket, times: int) -> lis
     samples = []
     limit = struct.pack("ll", math.ceil(scaled(1.0)), 0)
     for _ in range(times):
-        with _client_socket() as sock:
+        with client_socket() as sock:
             # Not settimeout: Python would then poll, which is not part of connect().
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             started = time.perf_counter_ns()
@@ -166,5 +167,5 @@ def _connect_many(service: Endpoint, listener: socket.socket, times: int) -> lis
             except OSError as error:
                 raise NoAnswer(f"connect to {service[0]}: {error}") from error
             samples.append((time.perf_counter_ns() - started) / 1000)
-    _accept_all(listener)
+    accept_all(listener)
     return samples

@@ -1,7 +1,8 @@
-"""Owns the cluster state that agents are fed with, and its one change: a directory of manifests, or one of two API servers.
+"""Owns the cluster state that agents are fed with, and changes it: a directory of manifests, or one of two API servers.
 
-Each begins with the node and one Service, the probe, with a single endpoint that `point_to` moves from one pod to another;
-`add` adds the Services of a `Shape`.
+Each begins with the node and one Service, the probe, with a single endpoint that `point_to` moves from one pod to another,
+and with what else a scenario needs; `add` adds the Services of a `Shape`. A `Writer` changes any EndpointSlice, several at
+the same time if need be; that only API servers can.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hack.bench import static_api
+from hack.bench.objects import NAMESPACE, NODE, NODE_ADDRESS, probe_service, probe_slice
 from hack.controlplane import ControlPlane
 from hack.controlplane.access import ApiError, Json
 from hack.controlplane.load import Shape, node
@@ -33,14 +35,6 @@ from nodeproxy.sandbox.namespace import Namespace, unique_stem
 from nodeproxy.sandbox.pace import scaled
 from nodeproxy.sandbox.topology import Sandbox
 
-NODE: Final = "bench-node"
-NODE_ADDRESS: Final = "192.168.0.2"
-NAMESPACE: Final = "load"
-PROBE: Final = "probe"
-PROBE_ADDRESS: Final = "10.96.0.200"
-SERVICE_PORT: Final = 80
-TARGET_PORT: Final = 8080
-
 _SERVICES_PER_FILE = 2000
 _SLICES_PATH = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
 _API_ADDRESS = "100.64.3.1"
@@ -48,49 +42,6 @@ _API_CLIENT = "100.64.3.2"
 _API_PORT = 6443
 _START_TIMEOUT = 60.0
 _LIST_BY_WATCH = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1"
-
-
-def shape_of(services: int, endpoints: int, first: int = 0) -> Shape:
-    """So many Services; every fourth endpoint is on this node."""
-    nodes = (NODE, "node-1", "node-2", "node-3")
-    return Shape(
-        services=services, first=first, endpoints=endpoints, namespace=NAMESPACE, target_port=TARGET_PORT, nodes=nodes
-    )
-
-
-def addresses_of(shape: Shape) -> list[str]:
-    """The cluster IP of every Service, the probe's not included."""
-    return [shape.cluster_ips(number)[0] for number in shape.numbers]
-
-
-def probe_service() -> Json:
-    """The Service whose endpoint moves."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": PROBE, "namespace": NAMESPACE},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": PROBE_ADDRESS,
-            "clusterIPs": [PROBE_ADDRESS],
-            "ipFamilies": ["IPv4"],
-            "ports": [{"name": "main", "port": SERVICE_PORT, "targetPort": TARGET_PORT, "protocol": "TCP"}],
-        },
-    }
-
-
-def probe_slice(address: str) -> Json:
-    """Its EndpointSlice, with its endpoint at this address."""
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": PROBE, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": PROBE}},
-        "addressType": "IPv4",
-        "ports": [{"name": "main", "port": TARGET_PORT, "protocol": "TCP"}],
-        "endpoints": [
-            {"addresses": [address], "nodeName": NODE, "conditions": {"ready": True, "serving": True, "terminating": False}}
-        ],
-    }
 
 
 class Feed(ABC):
@@ -126,21 +77,21 @@ class ManifestFeed(Feed):
 
     name = "manifests"
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, probe_at: str, objects: Sequence[Json] = ()) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="nodeproxy-bench-"))
         self._directory = self._root / "manifests"
         self._directory.mkdir()
-        self._write("node.json", [node(NODE, [NODE_ADDRESS]), probe_service()])
-        self.point_to(endpoint)
+        self._write("node.json", [node(NODE, [NODE_ADDRESS]), probe_service(), *objects])
+        self.point_to(probe_at)
 
     def flags(self) -> list[str]:
         return ["--manifests", str(self._directory)]
 
     def add(self, shape: Shape) -> None:
         for start in range(0, shape.services, _SERVICES_PER_FILE):
-            services = shape.numbers[start : start + _SERVICES_PER_FILE]
-            objects = [item for service in services for item in (shape.service(service), *shape.slices(service))]
-            self._write(f"bulk-{services[0]}.json", objects)
+            numbers = shape.numbers[start : start + _SERVICES_PER_FILE]
+            objects = [item for number in numbers for item in (shape.service(number), *shape.slices(number))]
+            self._write(f"bulk-{numbers[0]}.json", objects)
 
     def point_to(self, address: str) -> None:
         self._write("probe.json", [probe_slice(address)])
@@ -155,13 +106,46 @@ class ManifestFeed(Feed):
         draft.rename(self._directory / name)
 
 
-class _ServerFeed(Feed):
+class Writer:
+    """Writes EndpointSlices over one connection that stays open, unless it rested for long. `close` it."""
+
+    def __init__(self, feed: ServerFeed) -> None:
+        self._feed = feed
+        self._connection: http.client.HTTPConnection | None = None
+
+    def put(self, slice_: Json) -> None:
+        """Replaces a slice, and returns once that is written: what is measured begins with the request. Raises ApiError."""
+        try:
+            self._put(slice_)
+        except (ConnectionError, http.client.HTTPException):
+            self.close()
+            self._put(slice_)
+
+    def _put(self, slice_: Json) -> None:
+        if self._connection is None:
+            self._connection = self._feed.connect()
+        path = f"{_SLICES_PATH}/{slice_['metadata']['name']}"
+        headers = {**self._feed.headers(), "Content-Type": "application/json"}
+        self._connection.request("PUT", path, msgspec.json.encode(slice_), headers)
+        response = self._connection.getresponse()
+        body = response.read().decode()
+        if response.status >= 400:
+            raise ApiError("PUT", path, response.status, body)
+
+    def close(self) -> None:
+        """Ends the connection; the next write begins another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class ServerFeed(Feed):
     """An API server in a network namespace of its own, with a link to the node whose turn it is."""
 
     def __init__(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="nodeproxy-bench-"))
         self._links = 0
-        self._connection: http.client.HTTPConnection | None = None
+        self._writer = Writer(self)
         self._space = Namespace(f"{unique_stem()}-control")
         self._space.ip(["link set lo up", f"addr add {_API_ADDRESS}/32 dev lo"])
 
@@ -185,54 +169,33 @@ class _ServerFeed(Feed):
             self._space.ip([f"link del {link}"])
 
     def point_to(self, address: str) -> None:
-        """Over one connection that stays open, unless it rested for long: what is measured begins with the request."""
-        try:
-            self._put(probe_slice(address))
-        except (ConnectionError, http.client.HTTPException):
-            self._disconnect()
-            self._put(probe_slice(address))
-
-    def _put(self, slice_: Json) -> None:
-        if self._connection is None:
-            self._connection = self._connect()
-        path = f"{_SLICES_PATH}/{slice_['metadata']['name']}"
-        headers = {**self._headers(), "Content-Type": "application/json"}
-        self._connection.request("PUT", path, json.dumps(slice_), headers)
-        response = self._connection.getresponse()
-        body = response.read().decode()
-        if response.status >= 400:
-            raise ApiError("PUT", path, response.status, body)
+        self._writer.put(probe_slice(address))
 
     def close(self) -> None:
-        self._disconnect()
+        self._writer.close()
         self._stop()
         self._space.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
     @abstractmethod
-    def _connect(self) -> http.client.HTTPConnection:
-        """A connection to the server."""
+    def connect(self) -> http.client.HTTPConnection:
+        """A new connection to the server."""
 
     @abstractmethod
     def _stop(self) -> None:
         """Ends the server."""
 
-    def _headers(self) -> Mapping[str, str]:
+    def headers(self) -> Mapping[str, str]:
         """What a request needs to be allowed."""
         return {}
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
-
-class ApiServerFeed(_ServerFeed):
+class ApiServerFeed(ServerFeed):
     """A control plane: etcd and kube-apiserver."""
 
     name = "apiserver"
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, probe_at: str, objects: Sequence[Json] = ()) -> None:
         super().__init__()
         self._cluster = ControlPlane(
             self._root / "control-plane", netns=self._space.name, bind_address=_API_ADDRESS, port=_API_PORT
@@ -244,24 +207,27 @@ class ApiServerFeed(_ServerFeed):
             self._cluster.request("POST", "/api/v1/namespaces", namespace)
             self._cluster.request("POST", "/api/v1/nodes", node(NODE, [NODE_ADDRESS]))
             self._cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/services", probe_service())
-            self._cluster.request("POST", _SLICES_PATH, probe_slice(endpoint))
+            self._cluster.request("POST", _SLICES_PATH, probe_slice(probe_at))
+            for item in objects:
+                path = static_api.KINDS[item["kind"]].rpartition("/")
+                self._cluster.request("POST", f"{path[0]}/namespaces/{NAMESPACE}/{path[2]}", item)
         except BaseException:
             self.close()
             raise
 
     def add(self, shape: Shape) -> None:
         """The API server restarts; the first to list and watch afterwards waits longer, so that is done here."""
-        self._disconnect()
+        self._writer.close()
         self._cluster.seed(shape)
         for path in (static_api.KINDS[kind] for kind in ("Service", "EndpointSlice", "Node")):
-            with closing(self._connect()) as connection:
-                connection.request("GET", f"{path}?{_LIST_BY_WATCH}", headers=dict(self._headers()))
+            with closing(self.connect()) as connection:
+                connection.request("GET", f"{path}?{_LIST_BY_WATCH}", headers=dict(self.headers()))
                 connection.getresponse().read()
 
     def flags(self) -> list[str]:
         return ["--kubeconfig", str(self._root / "kubeconfig")]
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def connect(self) -> http.client.HTTPConnection:
         access = self._cluster.access
         parts = urlsplit(access.url)
         assert parts.hostname and parts.port
@@ -271,25 +237,25 @@ class ApiServerFeed(_ServerFeed):
         connection.sock = context.wrap_socket(sock, server_hostname=parts.hostname)
         return connection
 
-    def _headers(self) -> Mapping[str, str]:
+    def headers(self) -> Mapping[str, str]:
         return self._cluster.access.headers
 
     def _stop(self) -> None:
         self._cluster.stop()
 
 
-class StaticFeed(_ServerFeed):
+class StaticFeed(ServerFeed):
     """A process that serves the objects of a file (`hack.bench.static_api`): there in seconds even under emulation."""
 
     name = "static"
     json_only = True
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, probe_at: str, objects: Sequence[Json] = ()) -> None:
         super().__init__()
         self._file = self._root / "objects"
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._append([node(NODE, [NODE_ADDRESS]), probe_service(), probe_slice(endpoint)])
+            self._append([node(NODE, [NODE_ADDRESS]), probe_service(), probe_slice(probe_at), *objects])
         except BaseException:
             self.close()
             raise
@@ -311,20 +277,21 @@ class StaticFeed(_ServerFeed):
         with log.open("wb") as output:
             self._process = self._space.spawn(command, output=output)
         deadline = time.monotonic() + scaled(_START_TIMEOUT)
-        while self._connection is None:
+        while True:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise StartError(f"the static API server does not start\n{log.read_text(errors='replace')}")
             with suppress(OSError):
-                self._connection = self._connect()
+                self.connect().close()
+                return
             time.sleep(0.02)
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(_API_ADDRESS, _API_PORT)
         connection.sock = _connected(self._space.name, _API_ADDRESS, _API_PORT)
         return connection
 
     def _stop(self) -> None:
-        self._disconnect()
+        self._writer.close()
         if self._process is not None:
             self._process.kill()  # it has nothing to put in order, and would wait for its watchers
             self._process.wait()
@@ -338,8 +305,15 @@ def _connected(netns: str | None, host: str, port: int) -> socket.socket:
 
 _FEEDS: Final = {feed.name: feed for feed in (ManifestFeed, ApiServerFeed, StaticFeed)}
 SOURCES: Final = tuple(_FEEDS)
+SERVERS: Final = (ApiServerFeed.name, StaticFeed.name)
 
 
-def open_feed(name: str, endpoint: str) -> Feed:
+def open_feed(name: str, probe_at: str) -> Feed:
     """A feed by its name, with nothing but the probe in it, whose endpoint is at this address."""
-    return _FEEDS[name](endpoint)
+    return _FEEDS[name](probe_at)
+
+
+def open_server(name: str, probe_at: str, objects: Sequence[Json] = ()) -> ServerFeed:
+    """One of `SERVERS`, with these Services and EndpointSlices besides."""
+    feed: type[ApiServerFeed] | type[StaticFeed] = ApiServerFeed if name == ApiServerFeed.name else StaticFeed
+    return feed(probe_at, objects)

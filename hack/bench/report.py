@@ -1,214 +1,198 @@
-"""Owns the figures as text: all runs side by side with the project's targets, or, of several sizes, one below the other."""
+"""Owns the figures as text: all that ran with one state side by side, or, of several sizes, one below the other."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from hack.bench.results import Changes, ConnectRun, FirstSync, Idle, IpvsCount, Memory, Report, RuleCount, Run
-
-TARGET_SHAPE = (5000, 10)
-CONNECT_TARGET = 1.2
+from hack.bench.figures import CHURN_LINES, CONNECT_TARGET, ROLLING_LINES, RUN_LINES, SIZE_LINES, TARGET_SHAPE, Line
+from hack.bench.grid import Cell, Grid
+from hack.bench.node import Result
+from hack.bench.results import ConnectRun, Report, Run
 
 _OURS = "nodeproxy"
 _GROWS = 1.5  # so many times as much for the greatest size as for the least is more than some
 _SIGNIFICANT = 3.0  # standard errors
-
-_FIRST_SYNC = {"legacy": 3.0, "nft": 5.0}
-_CHANGE = {"legacy": 0.2, "nft": 0.05}
-_RSS_MB = {"legacy": 150.0, "nft": 150.0}
-
-Figure = Callable[[Run], float | None]
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A figure of each run, and the limit in iptables mode that nodeproxy is to keep to, by variant."""
-
-    title: str
-    figure: Figure
-    form: str
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-
-def _sync(figure: Callable[[FirstSync], float | None]) -> Figure:
-    return lambda run: figure(run.first_sync) if run.first_sync else None
-
-
-def _change(figure: Callable[[Changes], float]) -> Figure:
-    return lambda run: figure(run.changes) if run.changes else None
-
-
-def _memory(figure: Callable[[Memory], int]) -> Figure:
-    return lambda run: figure(run.memory) * 1024 / 1e6 if run.memory else None
-
-
-def _rules(figure: Callable[[RuleCount], int]) -> Figure:
-    return lambda run: figure(run.rules["ipv4"]) if run.rules else None
-
-
-def _ipvs(figure: Callable[[IpvsCount], int]) -> Figure:
-    return lambda run: figure(run.ipvs) if run.ipvs else None
-
-
-def _idle(figure: Callable[[Idle], float]) -> Figure:
-    return lambda run: figure(run.idle) if run.idle else None
-
-
-_FIRST = _Line("first sync, s", _sync(lambda sync: sync.seconds), "{:.2f}", _FIRST_SYNC)
-_MEDIAN = _Line("one change, median, s", _change(lambda changes: changes.spread.median), "{:.4f}", _CHANGE)
-_CPU = _Line("CPU per change, s", _change(lambda changes: changes.cpu_per_change.total), "{:.4f}")
-_RESIDENT = _Line("RSS, MB", _memory(lambda memory: memory.rss_kib), "{:.0f}", _RSS_MB)
-_P99 = _Line("  99 of 100, s", _change(lambda changes: changes.spread.p99), "{:.4f}")
-_COUNTS = (
-    _Line("virtual servers", _ipvs(lambda count: count.virtual_servers), "{:,}"),
-    _Line("real servers", _ipvs(lambda count: count.real_servers), "{:,}"),
-    _Line("set entries", _ipvs(lambda count: count.set_entries), "{:,}"),
-    _Line("addresses", _ipvs(lambda count: count.addresses), "{:,}"),
-    _Line("IPv4 rules", _rules(lambda count: count.rules), "{:,}"),
-)
-_IDLE = _Line("idle CPU, ms per min", _idle(lambda idle: idle.cpu_ms_per_minute), "{:.1f}")
-_IDLING = (
-    _IDLE,
-    _Line("  % of a core", _idle(lambda idle: idle.core_percent), "{:.3f}"),
-    _Line("  switches per s", _idle(lambda idle: idle.switches_per_second), "{:.2f}"),
-    _Line("  RSS before, MB", _idle(lambda idle: idle.rss_before_kib * 1024 / 1e6), "{:.1f}"),
-    _Line("  RSS after, MB", _idle(lambda idle: idle.rss_after_kib * 1024 / 1e6), "{:.1f}"),
-)
-
-_LINES = (
-    _FIRST,
-    _Line("  answered, s", _sync(lambda sync: sync.answered_seconds), "{:.2f}"),
-    _Line("  own CPU, s", _sync(lambda sync: sync.cpu.own), "{:.2f}"),
-    _Line("  children's CPU, s", _sync(lambda sync: sync.cpu.children), "{:.2f}"),
-    _Line("  iptables-restore alone, s", _sync(lambda sync: sync.floor_seconds), "{:.2f}"),
-    _MEDIAN,
-    _P99,
-    _Line("  least, s", _change(lambda changes: changes.spread.min), "{:.4f}"),
-    _Line("  greatest, s", _change(lambda changes: changes.spread.max), "{:.4f}"),
-    _CPU,
-    _Line("  own, s", _change(lambda changes: changes.cpu_per_change.own), "{:.4f}"),
-    _Line("  children's, s", _change(lambda changes: changes.cpu_per_change.children), "{:.4f}"),
-    _RESIDENT,
-    _Line("  peak, MB", _memory(lambda memory: memory.peak_kib), "{:.0f}"),
-    *_COUNTS,
-    _Line("  chains", _rules(lambda count: count.chains), "{:,}"),
-    _IDLE,
-    _Line("  own, ms per min", _idle(lambda idle: idle.cpu.own / idle.seconds * 60_000), "{:.1f}"),
-    *_IDLING[1:],
-)
-_COMPARED = (_FIRST, _MEDIAN, _CPU, _IDLE)
-_COLUMNS = (
-    _FIRST,
-    _Line("its CPU, s", _sync(lambda sync: sync.cpu.total), "{:.2f}"),
-    _MEDIAN,
-    _P99,
-    _CPU,
-    _RESIDENT,
-    *_COUNTS,
-    *_IDLING,
-)
+_RATIO_NOTE = "(…x): times the figure of kube-proxy in the same mode and variant, from the same source, in the same run"
 
 
 def show(console: Console, report: Report) -> None:
     """Print everything, and what went wrong."""
-    if len(report.services) > 1 and report.runs:
-        console.print(sizes_table(report))
-        for line in dependence(report):
-            console.print(line, highlight=False)
+    for grid in grids(report):
+        console.print(grid.table())
+    for line in dependence(report):
+        console.print(line, highlight=False)
+    for _, title, error in report.failed:
+        console.print(f"{title}: {error}", highlight=False, markup=False, style="red")
+
+
+def markdown(report: Report) -> str:
+    """The same as a markdown file: how it was measured, the tables, and what went wrong."""
+    parts = []
+    for part in report.parts:
+        machine = part.machine
+        parts.append(f"`{part.command}`\n")
+        parts.append(
+            f"{part.started}, Linux {machine.kernel}, {_cores(machine.cores)}, {machine.iptables}, Python {machine.python}, "
+            f"load average before {machine.load_average:g}\n"
+        )
+    parts += [grid.markdown() for grid in grids(report)]
+    parts += [f"- {line}" for line in dependence(report)]
+    parts += [f"- {title}: {error.splitlines()[0]}" for _, title, error in report.failed]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def grids(report: Report) -> Iterator[Grid]:
+    """All tables that there are figures for."""
+    where = "; ".join(dict.fromkeys(_machine(report, part.modes) for part in report.parts))
+    if len(report.shapes) > 1:
+        yield sizes_grid(report, where)
     elif report.runs:
-        console.print(runs_table(report))
+        yield side_by_side(_state(report.runs[0].shape, where), report.runs, RUN_LINES)
+    for shape in sorted({one.shape for one in report.rolling}):
+        rolled = [one for one in report.rolling if one.shape == shape]
+        how = f"Rolling update of {rolled[0].replicas} pods that end {rolled[0].grace_seconds:g} s after they terminate"
+        yield side_by_side(f"{how}: {_state(shape, where)}", rolled, ROLLING_LINES)
+    for shape in sorted({one.shape for one in report.churn}):
+        churned = [one for one in report.churn if one.shape == shape]
+        how = f"Churn, {churned[0].rate:g} endpoints moved a second for {max(one.seconds for one in churned):.0f} s"
+        yield side_by_side(f"{how}: {_state(shape, where)}", churned, CHURN_LINES)
     if report.connect:
-        console.print(connect_table(report.connect))
-    failed = [(f"{run.title}, {run.services} Services", run.error) for run in report.runs if run.error]
-    failed += [(f"{run.agent} {run.variant}, connect", run.error) for run in report.connect if run.error]
-    for title, error in failed:
-        console.print(f"[red]{title}:[/] {error}", highlight=False)
+        yield connect_grid(report.connect)
 
 
-def runs_table(report: Report) -> Table:
-    """A column for each run; green and red are nodeproxy's figures within and beyond the target for 5,000 x 10."""
-    [services] = report.services
-    has_targets = report.mode == "iptables"
-    judged = has_targets and (services, report.endpoints) == TARGET_SHAPE
-    table = Table(title=_title(report, f"{services:,}"))
-    table.add_column("")
-    for run in report.runs:
-        table.add_column(f"{run.agent}\n{run.variant}\n{run.source}", justify="right")
-    if has_targets:
-        target = "target\nlegacy, nft" if judged else f"target at\n{TARGET_SHAPE[0]} x {TARGET_SHAPE[1]}"
-        table.add_column(target, justify="right")
-    for line in _LINES:
-        figures = [line.figure(run) for run in report.runs]
+def side_by_side(title: str, results: Sequence[Result], lines: Sequence[Line[Result]]) -> Grid:
+    """A column for each; green and red are nodeproxy's figures within and beyond the target for 5,000 x 10."""
+    judged = results[0].shape == TARGET_SHAPE and any(line.target() for line in lines)
+    heads = [f"{one.agent}\n{one.way}\n{one.source}" for one in results]
+    grid = Grid(title, ["", *heads, *(["target"] if judged else [])])
+    for line in lines:
+        figures = [line.figure(one) for one in results]
         if any(figure is not None for figure in figures):
-            cells = [_cell(line, run, figure, judged) for run, figure in zip(report.runs, figures, strict=True)]
-            limits = ", ".join(f"{limit:g}" for limit in dict.fromkeys(line.limits.values()))
-            table.add_row(line.title, *cells, *([limits] if has_targets else []))
-    return table
+            cells = [_cell(line, one, figure, results) for one, figure in zip(results, figures, strict=True)]
+            grid.add(line.title, *cells, *([line.target()] if judged else []))
+    if not grid.rows:
+        grid.add("", *(_lack(one) for one in results))
+    if any("x)" in cell.text for row in grid.rows for cell in row):
+        grid.notes.append(_RATIO_NOTE)
+    return grid
 
 
-def sizes_table(report: Report) -> Table:
+def _cell(line: Line[Result], result: Result, figure: float | None, results: Sequence[Result]) -> Cell:
+    if figure is None:
+        return Cell(_lack(result))
+    text = line.text(figure)
+    if result.agent != _OURS:
+        return Cell(text)
+    ratio = None
+    if line.compared and (theirs := _peers_figure(results, result, line.figure)):
+        ratio = figure / theirs
+        text += f" ({ratio:.{2 if ratio >= 0.1 else 3}f}x)"
+    good: list[bool] = []
+    if result.shape == TARGET_SHAPE and result.mode == "iptables":
+        if (limit := line.limits.get(result.variant)) is not None:
+            good.append(figure <= limit)
+        if (share := line.shares.get(result.variant)) is not None and ratio is not None:
+            good.append(ratio <= share)
+    return Cell(text, all(good) if good else None)
+
+
+def _lack(result: Result) -> str:
+    """Why a figure is missing, in short."""
+    if not result.timed_out:
+        return "failed" if result.error else "-"
+    return "not run" if (result.error or "").startswith("not run") else "timed out"
+
+
+def _peers_figure(results: Sequence[Result], ours: Result, figure: Callable[[Result], float | None]) -> float | None:
+    """That of the first peer of the same shape, mode, variant and source; of several rounds the median."""
+    alike = [one for one in results if one.agent != _OURS and _key(one) == _key(ours)]
+    names = list(dict.fromkeys(one.agent for one in alike))
+    values = [value for one in alike if one.agent == names[0] and (value := figure(one)) is not None]
+    return statistics.median(values) if values else None
+
+
+def _key(result: Result) -> tuple[tuple[int, int], str, str]:
+    return result.shape, result.way, result.source
+
+
+def sizes_grid(report: Report, where: str) -> Grid:
     """A line for each run, by size, and in the lines of others the ratio of nodeproxy's figure to theirs."""
-    table = Table(title=_title(report, ", ".join(f"{services:,}" for services in report.services)))
-    names = _names(report.runs)
-    table.add_column("Services", justify="right")
-    table.add_column("")
-    columns = [line for line in _COLUMNS if any(line.figure(run) is not None for run in report.runs)]
-    compared = [line for line in columns if line in _COMPARED and any(run.agent != _OURS for run in report.runs)]
-    for line in columns:
-        table.add_column(line.title.strip().replace(", ", ",\n"), justify="right")
-        if line in compared:
-            table.add_column("ours /\ntheirs", justify="right")
-    for size in report.services:
-        for run in (run for run in report.runs if run.services == size):
+    runs = report.runs
+    lines = [line for line in SIZE_LINES if any(line.figure(run) is not None for run in runs)]
+    with_peers = any(run.agent != _OURS for run in runs)
+    heads = []
+    for line in lines:
+        heads.append(line.title.strip().replace(", ", ",\n"))
+        heads += ["ours /\ntheirs"] if line.compared and with_peers else []
+    endpoints = {endpoints for _, endpoints in report.shapes}
+    names = _names(runs)
+    each = f" x {next(iter(endpoints))} endpoints" if len(endpoints) == 1 else " x endpoints"
+    sizes = ", ".join(_size(shape, len(endpoints)) for shape in report.shapes)
+    grid = Grid(f"{sizes} Services{each}, {where}", ["Services", "", *heads], labels=2)
+    for shape in report.shapes:
+        for run in (run for run in runs if run.shape == shape):
             cells: list[str] = []
-            for line in columns:
-                cells.append(_cell(line, run, line.figure(run), judged=False))
-                if line in compared:
-                    ratio = _ratio(report, run, line.figure)
+            for line in lines:
+                figure = line.figure(run)
+                cells.append(_lack(run) if figure is None else line.text(figure))
+                if line.compared and with_peers:
+                    ratio = _ratio(runs, run, line.figure)
                     cells.append(f"{ratio:.3f}" if ratio is not None else "")
-            table.add_row(f"{size:,}", names[run.title], *cells)
-        table.add_section()
-    return table
+            grid.add(_size(shape, len(endpoints)), names[run.title], *cells)
+        grid.sections.add(len(grid.rows) - 1)
+    return grid
 
 
-def _title(report: Report, services: str) -> str:
-    mode = "" if report.mode == "iptables" else f"{report.mode.upper()} mode, "
-    cores = f"{report.machine.cores} core{'s' if report.machine.cores > 1 else ''}"
-    return f"{mode}{services} Services x {report.endpoints} endpoints, {cores}"
+def _size(shape: tuple[int, int], kinds: int) -> str:
+    return f"{shape[0]:,}" if kinds == 1 else f"{shape[0]:,} x {shape[1]}"
 
 
-def _names(runs: Sequence[Run]) -> dict[str, str]:
-    """A name for each title: of variant and source only what differs."""
-    variants, sources = len({run.variant for run in runs}) > 1, len({run.source for run in runs}) > 1
-    return {
-        run.title: " ".join([run.agent, *([run.variant] if variants else []), *([f"({run.source})"] if sources else [])])
-        for run in runs
-    }
-
-
-def _ratio(report: Report, peer: Run, figure: Figure) -> float | None:
-    """nodeproxy's figure over that of another run, of the same size, variant and source; of several rounds the median."""
-    key = (peer.services, peer.variant, peer.source)
-    ours = [
-        value
-        for run in report.runs
-        if run.agent == _OURS and (run.services, run.variant, run.source) == key and (value := figure(run)) is not None
-    ]
+def _ratio(runs: Sequence[Run], peer: Run, figure: Callable[[Run], float | None]) -> float | None:
+    """nodeproxy's figure over that of another run; of several rounds the median."""
+    ours = [value for run in runs if run.agent == _OURS and _key(run) == _key(peer) and (value := figure(run)) is not None]
     theirs = figure(peer)
     return statistics.median(ours) / theirs if peer.agent != _OURS and ours and theirs else None
 
 
+def _state(shape: tuple[int, int], where: str) -> str:
+    return f"{shape[0]:,} Services x {shape[1]} endpoints, {where}"
+
+
+def _machine(report: Report, modes: Sequence[str]) -> str:
+    """What a part ran on; with its mode where parts ran on different machines."""
+    machine = next(part.machine for part in report.parts if part.modes == modes)
+    text = _cores(machine.cores)
+    machines = {(part.machine.cores, part.machine.kernel) for part in report.parts}
+    return text if len(machines) == 1 else f"{', '.join(modes)}: {text}, Linux {machine.kernel}"
+
+
+def _cores(cores: int) -> str:
+    return f"{cores} core{'s' if cores > 1 else ''}"
+
+
+def _names(runs: Sequence[Run]) -> dict[str, str]:
+    """A name for each title: of mode, variant and source only what differs."""
+    ways, sources = len({run.way for run in runs}) > 1, len({run.source for run in runs}) > 1
+    return {
+        run.title: " ".join([run.agent, *([run.way] if ways else []), *([f"({run.source})"] if sources else [])])
+        for run in runs
+    }
+
+
 def dependence(report: Report) -> Iterator[str]:
-    """For each agent, whether the CPU time of a change depends on the number of Services; all with standard errors."""
-    for title, name in _names(report.runs).items():
+    """For each agent, whether the CPU time of a change depends on the number of Services; all with standard errors.
+
+    Of several numbers of endpoints, that with most sizes.
+    """
+    each = statistics.multimode([endpoints for _, endpoints in report.shapes])
+    runs = [run for run in report.runs if run.endpoints == each[0]] if each else []
+    for title, name in _names(runs).items():
         samples: dict[int, list[float]] = {}
-        for run in report.runs:
+        for run in runs:
             if run.title == title and run.changes:
                 samples.setdefault(run.services, []).extend(seconds * 1000 for seconds in run.changes.cpu_seconds)
         sizes = sorted(size for size, of_size in samples.items() if len(of_size) > 1)
@@ -232,26 +216,14 @@ def _slope(places: Sequence[float], values: Sequence[float], errors: Sequence[fl
     return statistics.linear_regression(places, values).slope, error
 
 
-def _cell(line: _Line, run: Run, figure: float | None, judged: bool) -> str:
-    if figure is None:
-        return "-"
-    text = line.form.format(figure)
-    limit = line.limits.get(run.variant)
-    if not judged or limit is None or run.agent != _OURS:
-        return text
-    return f"[{'green' if figure < limit else 'red'}]{text}[/]"
-
-
-def connect_table(runs: Sequence[ConnectRun]) -> Table:
+def connect_grid(runs: Sequence[ConnectRun]) -> Grid:
     """Medians of connect(), in microseconds."""
-    table = Table(title=f"connect(), median in µs (target: last of many within {CONNECT_TARGET} of last of few)")
-    places = [(target.services, target.position) for target in next((run.targets for run in runs if run.targets), [])]
-    table.add_column("")
-    for services, position in places:
-        table.add_column(f"{position} of\n{services}", justify="right")
-    table.add_column("last/last", justify="right")
+    places = sorted({(target.services, target.position) for run in runs for target in run.targets})
+    heads = [f"{position} of\n{services:,}" for services, position in places]
+    title = f"connect(), median in µs (target: last of most within {CONNECT_TARGET} of last of fewest)"
+    grid = Grid(title, ["", *heads, "last/last"])
     for run in runs:
         medians = {(target.services, target.position): f"{target.spread.median:.1f}" for target in run.targets}
-        ratio = f"{run.ratio:.2f}" if run.ratio else "-"
-        table.add_row(f"{run.agent} {run.variant}", *(medians.get(place, "-") for place in places), ratio)
-    return table
+        ratio = Cell(f"{run.ratio:.2f}", run.ratio <= CONNECT_TARGET if run.agent == _OURS else None) if run.ratio else "-"
+        grid.add(run.title, *(medians.get(place, "-") for place in places), ratio)
+    return grid

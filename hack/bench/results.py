@@ -109,10 +109,10 @@ class Idle(Struct, frozen=True):
     rss_after_kib: int
 
 
-class Run(Struct):
-    """One agent on one node, in one mode and variant of iptables. `error` says why later figures are missing.
+class Contest(Struct, kw_only=True):
+    """One agent on one node, in one mode and variant of iptables, with so many Services of so many endpoints each.
 
-    `ipvs` is there in IPVS mode only.
+    `error` says in a line why figures are missing; `timed_out` whether that is because it took too long.
     """
 
     agent: str
@@ -122,18 +122,89 @@ class Run(Struct):
     program: str
     services: int
     endpoints: int
+    error: str | None = None
+    timed_out: bool = False
+
+    @property
+    def way(self) -> str:
+        """Mode and variant in a word."""
+        return way(self.mode, self.variant)
+
+    @property
+    def title(self) -> str:
+        """Who it is, for tables and plots."""
+        return f"{self.agent} {self.way} ({self.source})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Services, and endpoints of each."""
+        return self.services, self.endpoints
+
+
+class Run(Contest, kw_only=True):
+    """The scenarios startup, change and idle, with one process of the agent. `ipvs` is there in IPVS mode only."""
+
     first_sync: FirstSync | None = None
     changes: Changes | None = None
     memory: Memory | None = None
     rules: dict[str, RuleCount] = field(default_factory=dict)
     ipvs: IpvsCount | None = None
     idle: Idle | None = None
-    error: str | None = None
 
-    @property
-    def title(self) -> str:
-        """Who it is, for tables and plots."""
-        return f"{self.agent} {way(self.mode, self.variant)} ({self.source})"
+
+class RollingUpdate(Contest, kw_only=True):
+    """A Deployment of `replicas` pods replaced one by one, under a load of connections to its Service.
+
+    `joined_seconds`: for each new pod, from the write that says it is ready to the first connection that reached it.
+    `left_seconds`: for each old pod, from the write that says it is terminating to the last connection that reached it (0:
+    none did). Both are as exact as connections are frequent: `resolution_seconds` is between two of them to the same pod.
+    A terminating pod ends `grace_seconds` after that write; a connection that reaches it later is `failed`, as is one that
+    is refused or not made in time. `failures` are the first of them in words.
+    `writes` is how many times the EndpointSlice was written; `cpu` what the agent used for all that.
+    """
+
+    replicas: int
+    grace_seconds: float
+    joined_seconds: list[float] = field(default_factory=list)
+    left_seconds: list[float] = field(default_factory=list)
+    joined: Spread | None = None
+    left: Spread | None = None
+    resolution_seconds: float = 0.0
+    writes: int = 0
+    seconds: float = 0.0
+    connections: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    cpu: Cpu | None = None
+    cpu_per_write: float = 0.0
+    core_percent: float = 0.0
+
+
+class Churn(Contest, kw_only=True):
+    """`rate` endpoints a second moved for `seconds`, each of a Service chosen at random.
+
+    `latency_seconds`: meanwhile the probe's endpoint is moved, too, now and then, and each sample is the time until packets
+    follow; `first_half` and `second_half` (medians) tell whether it grows. `drain_seconds`: after the last change, until the
+    agent rested. `keeps_up`: that was soon, and all changes are in the kernel. `missing`: endpoints that were written last
+    but are not in the kernel afterwards.
+    """
+
+    rate: float
+    seconds: float = 0.0
+    changes: int = 0
+    achieved_rate: float = 0.0
+    latency_seconds: list[float] = field(default_factory=list)
+    latency: Spread | None = None
+    first_half: float | None = None
+    second_half: float | None = None
+    drain_seconds: float | None = None
+    keeps_up: bool | None = None
+    missing: int | None = None
+    cpu: Cpu | None = None
+    core_percent: float = 0.0
+    rss_before_kib: int = 0
+    rss_after_kib: int = 0
+    peak_kib: int = 0
 
 
 def way(mode: str, variant: str) -> str:
@@ -142,7 +213,7 @@ def way(mode: str, variant: str) -> str:
 
 
 class ConnectTarget(Struct):
-    """connect() to one cluster IP, from a pod. `position` is its place in the kernel among all Services."""
+    """connect() to one cluster IP, from a pod. `position` is its place in the kernel among all Services: first or last."""
 
     services: int
     position: str
@@ -152,13 +223,21 @@ class ConnectTarget(Struct):
 
 
 class ConnectRun(Struct):
-    """Connect latency with few Services and with many. `ratio`: median for the last of many, over the last of few."""
+    """Connect latency against the number of Services. `variant` is the way: mode and variant.
+
+    `ratio`: median for the last of the most Services, over the last of the fewest.
+    """
 
     agent: str
     variant: str
     targets: list[ConnectTarget] = field(default_factory=list)
     ratio: float | None = None
     error: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Who it is, for tables and plots."""
+        return f"{self.agent} {self.variant}"
 
 
 class Machine(Struct, frozen=True):
@@ -175,14 +254,52 @@ class Machine(Struct, frozen=True):
     time_factor: float
 
 
-class Report(Struct):
-    """Everything of one call of the benchmark."""
+class Part(Struct, frozen=True):
+    """One call of the benchmark: when it started (RFC 3339), how, and on what."""
 
     command: str
     started: str
+    modes: list[str]
     machine: Machine
-    mode: str
-    services: list[int]
-    endpoints: int
+
+
+class Report(Struct):
+    """Everything of one call of the benchmark, or of several together."""
+
+    parts: list[Part]
     runs: list[Run] = field(default_factory=list)
+    rolling: list[RollingUpdate] = field(default_factory=list)
+    churn: list[Churn] = field(default_factory=list)
     connect: list[ConnectRun] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Services and endpoints each of all runs, the least first."""
+        return sorted({run.shape for run in self.runs})
+
+    @property
+    def failed(self) -> list[tuple[str, str, str]]:
+        """Who failed, in what, and why."""
+        contests: list[tuple[str, list[Contest]]] = [
+            ("", [*self.runs]),
+            (", rolling update", [*self.rolling]),
+            (", churn", [*self.churn]),
+        ]
+        found = [
+            (one.agent, f"{one.title}, {one.services:,} Services x {one.endpoints}{what}", one.error)
+            for what, ones in contests
+            for one in ones
+            if one.error
+        ]
+        return found + [(run.agent, f"{run.title}, connect", run.error) for run in self.connect if run.error]
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """Several reports as one."""
+    return Report(
+        parts=[part for report in reports for part in report.parts],
+        runs=[run for report in reports for run in report.runs],
+        rolling=[one for report in reports for one in report.rolling],
+        churn=[one for report in reports for one in report.churn],
+        connect=[run for report in reports for run in report.connect],
+    )

@@ -38,6 +38,11 @@ def check_all_there(text: str, addresses: Collection[str]) -> None:
         raise NotProgrammed(f"{len(missing)} of {len(addresses)} Services are not in the kernel, {missing[0]} for one")
 
 
+def destinations(text: str) -> set[str]:
+    """The addresses of all endpoints that a rule leads to."""
+    return set(re.findall(r" --to-destination ([0-9.]+):", text))
+
+
 def in_order(text: str, addresses: Collection[str]) -> list[str]:
     """Those of the cluster IPs that a rule leads to a Service's chain, in the order of the rules."""
     wanted = set(addresses)

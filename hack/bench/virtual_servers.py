@@ -52,6 +52,18 @@ def summed_up(found: Mapping[VirtualServer, Sequence[RealServerState]]) -> Liste
     )
 
 
+def real_addresses(where: Namespace) -> set[str]:
+    """The addresses of all real servers that get connections, in a namespace."""
+    return where.run(_real_addresses)
+
+
+def _real_addresses() -> set[str]:
+    with IPVS() as ipvs:
+        fullest = max((ipvs.virtual_servers() for _ in range(_LISTS)), key=len)
+        found = ipvs.all_real_servers(fullest)
+        return {state.server.address for states in found.values() for state in states if state.weight > 0}
+
+
 def check_all_there(found: Listed, endpoints: int, addresses: Collection[str]) -> None:
     """Raise NotProgrammed unless each of these cluster IPs is a virtual server with so many endpoints."""
     lacking = [address for address in addresses if found.serving.get(address) != endpoints]

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from hack.bench.__main__ import Words
+from hack.bench.options import Words
 from hack.soak import report
 from hack.soak.agents import kube_proxy_binary
 from hack.soak.events import EVENTS, Event
