@@ -5,7 +5,6 @@ The oracle sees a scene as the agent does: API objects, node facts, nodePortAddr
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,14 +12,13 @@ import msgspec
 
 from nodeproxy.api.objects import EndpointSlice, Node, Service
 from nodeproxy.cluster.names import ServiceName
-from nodeproxy.cluster.state import ClusterState
-from nodeproxy.forwarding.node import NodeFacts
+from nodeproxy.configuration.agent_config import AgentConfig, Mode
 from nodeproxy.forwarding.table import Action, Family, FrontendKind, IPProtocol
-from nodeproxy.forwarding.tracker import ForwardingTracker
-from nodeproxy.forwarding.verdict import Outcome, Packet, Verdict, index_frontends, verdict
+from nodeproxy.forwarding.verdict import Outcome, Packet, Verdict, verdict
 from nodeproxy.sandbox.scene import Flow, Object, Scene
 from nodeproxy.sandbox.sockets import host_port
-from nodeproxy.source.events import Upserted
+from nodeproxy.snapshot.model import Snapshot
+from nodeproxy.snapshot.view import NodeView
 
 IGNORED_LABELS = ("service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name")
 EXPECT = {Outcome.REJECT: "REJECT", Outcome.DROP: "DROP", Outcome.ACCEPT: "ACCEPT", Outcome.NO_MATCH: "no-match"}
@@ -31,63 +29,44 @@ class Oracle:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        node = scene.node
-        state = ClusterState(node.name)
-        facts = NodeFacts(node.name, addresses=tuple(node.ips), masquerade_all=node.masquerade_all)
-        tracker = ForwardingTracker(facts)
-        services = [one for one in scene.services if _selected(one)]
-        slices = [one for one in scene.endpoint_slices if _selected(one)]
-        objects: list[Service | EndpointSlice | Node] = [
-            *msgspec.convert(services, list[Service]),
-            *msgspec.convert(slices, list[EndpointSlice]),
-            msgspec.convert(scene.node_object(), Node),
-        ]
-        tracker.update(state, state.apply([Upserted(obj) for obj in objects]))
-        self.table = tracker.table
-        self.problems = tracker.problems
-        self._index = index_frontends(self.table)
-        self._pod_cidrs = [ipaddress.ip_network(text.strip()) for text in node.pod_cidr.split(",") if text]
-        self._node_port_cidrs = [ipaddress.ip_network(text) for text in node.node_port_addresses if text != "primary"]
-        self._ours = {ipaddress.ip_address(text) for text in node.ips}
+        self.view = NodeView(snapshot_of_scene(scene))
+        self.table = self.view.table
+        self.problems = self.view.problems
 
     def ask(self, flow: Flow) -> Verdict:
         """The oracle's verdict on a flow (what the flow itself expects is not looked at)."""
-        return verdict(self.table, self.packet(flow), self._index)
+        return self.view.verdict(self.packet(flow))
 
     def packet(self, flow: Flow) -> Packet:
         """A flow as the oracle sees it."""
-        source, destination = ipaddress.ip_address(flow.source), ipaddress.ip_address(flow.destination)
-        family = Family(source.version)
-        own = source == destination  # from a service address that the node holds
-        to_node = destination in self._ours or destination.is_loopback
-        return Packet(
-            family=family,
-            source=str(source),
-            destination=str(destination),
-            port=flow.port,
-            protocol=IPProtocol(flow.protocol.lower()),
-            from_local_pod=self._from_local_pod(flow.source),
-            from_node=source in self._ours or source.is_loopback or own,
-            to_node=to_node or own,
-            to_node_port_address=to_node and self.serves_node_ports(flow.destination),
-        )
+        return self.view.packet(flow.source, flow.destination, flow.port, IPProtocol(flow.protocol.lower()))
 
     def serves_node_ports(self, text: str) -> bool:
         """Whether an address of the node is one that nodePortAddresses allows."""
-        node, address = self.scene.node, ipaddress.ip_address(text)
-        if address.is_loopback and not (address.version == 4 and node.localhost_node_ports):
-            return False
-        if node.node_port_addresses == ["primary"]:
-            same_family = [ip for ip in node.ips if ipaddress.ip_address(ip).version == address.version]
-            return text == same_family[0]
-        # As in kube-proxy, CIDRs of the other family say nothing about this one.
-        cidrs = [cidr for cidr in self._node_port_cidrs if cidr.version == address.version]
-        return not cidrs or any(address in cidr for cidr in cidrs)
+        return self.view.serves_node_ports(text)
 
-    def _from_local_pod(self, text: str) -> bool | None:
-        address = ipaddress.ip_address(text)
-        cidrs = [cidr for cidr in self._pod_cidrs if cidr.version == address.version]
-        return any(address in cidr for cidr in cidrs) if cidrs and self.scene.node.detect_local else None
+
+def snapshot_of_scene(scene: Scene, mode: str = "iptables") -> Snapshot:
+    """The cluster state and the node of a scene, as an agent with the scene's flags sees them."""
+    node = scene.node
+    services = msgspec.convert([one for one in scene.services if _selected(one)], list[Service])
+    slices = msgspec.convert([one for one in scene.endpoint_slices if _selected(one)], list[EndpointSlice])
+    config = AgentConfig(
+        node_name=node.name,
+        mode=Mode(mode),
+        cluster_cidrs=tuple(text.strip() for text in node.pod_cidr.split(",") if text) if node.detect_local else (),
+        node_port_addresses=tuple(node.node_port_addresses),
+        localhost_node_ports=node.localhost_node_ports,
+        masquerade_all=node.masquerade_all,
+    )
+    return Snapshot(
+        objects=(*services, *slices, msgspec.convert(scene.node_object(), Node)),
+        refused=(),
+        config=config,
+        node_addresses=tuple(node.ips),
+        taken="1970-01-01T00:00:00Z",
+        origin=f"scene {scene.name}",
+    )
 
 
 def _selected(obj: Object) -> bool:

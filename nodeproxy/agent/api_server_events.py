@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -34,7 +33,7 @@ from nodeproxy.source.apiserver.event_writer import (
     EventWriter,
     ObjectReference,
 )
-from nodeproxy.source.apiserver.threads import in_thread
+from nodeproxy.source.apiserver.threads import call_in_thread
 
 _log = structlog.get_logger(__name__)
 
@@ -192,7 +191,7 @@ class ApiServerEvents:
         if record.metadata is not None and series is not None:
             metadata = record.metadata
             try:
-                await _in_thread(lambda cancel: self._writer.continue_series(metadata, series, cancel))
+                await call_in_thread(lambda cancel: self._writer.continue_series(metadata, series, cancel), "events")
             except StatusError as error:
                 if error.status != 404:
                     raise
@@ -217,7 +216,7 @@ class ApiServerEvents:
             series=series,
         )
         try:
-            await _in_thread(lambda cancel: self._create_with_uid(event, cancel))
+            await call_in_thread(lambda cancel: self._create_with_uid(event, cancel), "events")
         except StatusError as error:
             if error.status != 409:
                 raise
@@ -265,18 +264,6 @@ def _is_temporary(error: BaseException) -> bool:
     if isinstance(error, StatusError):
         return error.status in _TEMPORARY or error.status >= 500
     return isinstance(error, (RequestError, CredentialsError))
-
-
-async def _in_thread(work: Callable[[Cancel], None]) -> None:
-    """Do what blocks in a thread that nobody waits for when the agent stops."""
-
-    def produce(cancel: Cancel) -> Iterator[None]:
-        work(cancel)
-        yield None
-
-    async with aclosing(in_thread(produce, "events")) as batches:
-        async for _ in batches:
-            pass
 
 
 def _shortened(note: str) -> str:

@@ -46,6 +46,9 @@ Respond = Callable[[str], Answer | Callable[[], Answer]]
 What takes longer is returned as a function, which is called in a thread.
 """
 
+Admit = Callable[[socket.socket], bool]
+"""Whether who is at the other end of a connection is answered. One that is not is cut."""
+
 
 def bound(address: str, port: int, *, scope: int = 0, both_families: bool = False) -> socket.socket:
     """A listening TCP socket. `scope`: interface index, for a link-local address. Raises OSError.
@@ -82,9 +85,10 @@ def _bound(family: socket.AddressFamily, where: tuple[str | int, ...], *, v6_onl
 class Listener:
     """One listening socket that answers. Use as a context manager, or `close` it."""
 
-    def __init__(self, connections: Connections, respond: Respond) -> None:
+    def __init__(self, connections: Connections, respond: Respond, admit: Admit | None = None) -> None:
         self._connections = connections
         self._respond = respond
+        self._admit = admit
         self._server: asyncio.Server | None = None
 
     def __enter__(self) -> Listener:
@@ -107,7 +111,7 @@ class Listener:
             self._server = None
 
     def _connection(self) -> _Connection:
-        return _Connection(self._respond, self._connections)
+        return _Connection(self._respond, self._connections, self._admit)
 
 
 class Connections:
@@ -124,9 +128,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def listener(self, respond: Respond) -> Listener:
-        """A listener, not open yet, whose connections are counted here."""
-        return Listener(self, respond)
+    def listener(self, respond: Respond, admit: Admit | None = None) -> Listener:
+        """A listener, not open yet, whose connections are counted here. By default everybody is answered."""
+        return Listener(self, respond, admit)
 
     def close(self) -> None:
         """Cut all connections."""
@@ -150,8 +154,9 @@ class _Connection(asyncio.Protocol):
     Closing with input unread would reset the connection, and might take the answer with it.
     """
 
-    def __init__(self, respond: Respond, connections: Connections) -> None:
+    def __init__(self, respond: Respond, connections: Connections, admit: Admit | None = None) -> None:
         self._respond = respond
+        self._admit = admit
         self._connections = connections
         self._received = bytearray()
         self._answered = False
@@ -161,6 +166,8 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_REQUEST_SECONDS, self.abort)
         self._connections.add(self)
+        if self._admit is not None and not self._admit(transport.get_extra_info("socket")):
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()

@@ -44,6 +44,18 @@ def family_label(family: Family) -> str:
     return f"IPv{int(family)}"
 
 
+def count_of(counter: Counter) -> int:
+    """What one series of a counter has come to."""
+    return round(
+        next(
+            sample.value
+            for metric in counter.collect()
+            for sample in metric.samples
+            if sample.name == f"{metric.name}_total"
+        )
+    )
+
+
 class _ByFamily(Generic[_T]):
     """A metric with the label `ip_family` alone. Its series exist from the start, one for each family of the node."""
 
@@ -75,6 +87,11 @@ class FamilyCounter(_ByFamily[Counter]):
         """It happened to each family."""
         for series in self.each():
             series.inc(amount)
+
+    @property
+    def count(self) -> int:
+        """How often that was."""
+        return max((count_of(series) for series in self.each()), default=0)
 
 
 class FamilyGauge(_ByFamily[Gauge]):

@@ -48,14 +48,15 @@ class Modes:
         self._writing = asyncio.Lock()  # held by whoever changes what serves, or takes away what served
         self.mode = config.mode
 
-    async def start(self) -> None:
+    async def start(self, config: AgentConfig) -> None:
         """Prepare the programmer of the configured mode, or that of the fallback where the kernel lacks something.
 
         Raises `ProgrammingError` with what is missing and what to do.
         """
-        self._variant = choose_variant(self._config)
+        self._variant = choose_variant(config)
         self._draining = await self._addresses_are_left()
-        self.mode, self.programmer, self._in_force = await self._prepared(self._config)
+        self.mode, self.programmer, self._in_force = await self._prepared(config)
+        self._config = config
 
     async def change(self, config: AgentConfig, sync: SyncLoop) -> None:
         """Put a changed configuration into force, in another mode if it says so.
@@ -104,6 +105,11 @@ class Modes:
     def draining(self) -> int:
         """How many real servers drain, of this mode and of those that leave. In any thread."""
         return sum(programmer.draining for programmer in (self.programmer, *self._leaving))
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of iptables that is programmed, once started."""
+        return self._variant
 
     @property
     def in_force(self) -> ProgrammerConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -12,9 +12,15 @@ from nodeproxy.cluster.checked import CheckedNode
 from nodeproxy.configuration.addresses import by_family
 from nodeproxy.configuration.agent_config import PRIMARY, AgentConfig, Mode
 from nodeproxy.forwarding.table import Family
+from nodeproxy.kernel.addresses import local_addresses
+from nodeproxy.kernel.errors import KernelError
 from nodeproxy.programmer.base import DetectLocalMode, LocalDetector, NodePortAddresses, ProgrammerConfig
+from nodeproxy.programmer.ipvs.names import DEVICE
 
 _log = structlog.get_logger(__name__)
+
+NOT_THE_NODES = (DEVICE,)
+"""Interfaces whose addresses are not the node's own."""
 
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
 
@@ -25,6 +31,25 @@ def available_families() -> tuple[Family, ...]:
         return (Family.IPV4, Family.IPV6)
     _log.info("no IPv6 on this node: only IPv4 is programmed")
     return (Family.IPV4,)
+
+
+def own_addresses() -> list[str]:
+    """The addresses of this node now, as `usable_addresses`; none where the kernel does not tell."""
+    try:
+        return usable_addresses(local_addresses(excluding=NOT_THE_NODES))
+    except KernelError as error:
+        _log.warning("cannot read local addresses", error=str(error))
+        return []
+
+
+def usable_addresses(addresses: Iterable[str]) -> list[str]:
+    """Sorted, and without loopback and link-local ones (those come and go with every pod)."""
+    return sorted({address for address in addresses if not _is_loopback_or_link_local(address)})
+
+
+def _is_loopback_or_link_local(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return address.is_loopback or address.is_link_local
 
 
 def programmer_config(

@@ -171,6 +171,14 @@ async def find_others(claim: NodeClaim, addresses: Iterable[str] = ()) -> list[R
     return others
 
 
+def kube_proxies(addresses: Iterable[str] = ()) -> list[RunningProxy]:
+    """Every kube-proxy that runs on this node now; nobody's claim is looked at. Blocking, for some seconds at most."""
+    asked = dict.fromkeys((*_USUAL_ADDRESSES, *addresses))
+    answers = [found for one in asked if (found := ask(one)) is not None and found.name == _KUBE_PROXY]
+    pids = processes()
+    return [_described(_KUBE_PROXY, answers, pids)] if answers or pids else []
+
+
 def _described(name: str, answers: Sequence[Answer], pids: Sequence[int]) -> RunningProxy:
     mine = [answer for answer in answers if answer.name == name]
     places = [answer.address for answer in mine]

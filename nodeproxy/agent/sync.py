@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -18,6 +21,7 @@ from nodeproxy.agent.backoff import Backoff
 from nodeproxy.agent.events import REFUSED_BY_KERNEL, REFUSED_FIELD, EventRecorder
 from nodeproxy.agent.health import Health
 from nodeproxy.agent.metrics import Metrics
+from nodeproxy.agent.record import Record
 from nodeproxy.agent.waiting import wait_at_most
 from nodeproxy.api.objects import EndpointSlice, Service
 from nodeproxy.cluster.state import ClusterChanges, ClusterState
@@ -29,6 +33,7 @@ from nodeproxy.source.events import Event, Upserted
 _log = structlog.get_logger(__name__)
 
 _AUDIT_PERIOD = 1.0
+_RECENT = 256
 _NOTHING = Delta(rows={}, health_checks={})
 
 
@@ -37,6 +42,15 @@ class Observer(Protocol):
 
     def programmed(self, table: ForwardingTable, delta: Delta) -> None:
         """The kernel holds `table`, of which `delta` is new since the last call; with the first one, everything is."""
+
+
+class Progress(NamedTuple):
+    """How far the loop is. `pending`: Services of which something is not programmed; `refused`: by the kernel, and why."""
+
+    first_done: bool = False
+    pending: int = 0
+    refused: Mapping[ServicePortKey, str] = MappingProxyType({})
+    retry_seconds: float | None = None
 
 
 class _Switch(NamedTuple):
@@ -49,7 +63,11 @@ class _Switch(NamedTuple):
 
 
 class SyncLoop:
-    """Keeps the kernel in step with the cluster state."""
+    """Keeps the kernel in step with the cluster state.
+
+    `first_sync` is set after the first one. `recent`: how long the latest syncs took that wrote only what changed, in
+    seconds, since the programmer is in force.
+    """
 
     def __init__(
         self,
@@ -63,6 +81,7 @@ class SyncLoop:
         on_node_change: Callable[[], None],
         events: EventRecorder,
         observers: Sequence[Observer] = (),
+        record: Record | None = None,
     ) -> None:
         self._state = state
         self._tracker = tracker
@@ -73,6 +92,7 @@ class SyncLoop:
         self._on_node_change = on_node_change
         self._events = events
         self._observers = tuple(observers)
+        self._record = record or Record()
         self._switch: _Switch | None = None
         self._wake = asyncio.Event()
         self._services: set[ServiceName] = set()
@@ -82,6 +102,8 @@ class SyncLoop:
         self._dirty = False
         self._synced_once = False
         self.first_sync = asyncio.Event()
+        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self._checks: list[asyncio.Future[Sequence[str]]] = []
         self._refused: dict[ServicePortKey, str] = {}
         self._refused_backoff = Backoff(1.0, 300.0)
         self._failure_backoff = Backoff(0.5, 30.0)
@@ -92,10 +114,12 @@ class SyncLoop:
     def deliver(self, events: Sequence[Event]) -> None:
         """Take events of a source. Called on the event loop; returns at once."""
         changes = self._state.apply(events)
+        self._record.delivered()
         for refused in changes.refused:
             kind = str(refused.key.kind) if refused.key else "unknown"
             self._metrics.refused_objects.labels(kind=kind).inc()
             _log.error("object refused", object=str(refused.key or "?"), reason=refused.reason, origin=refused.origin)
+            self._record.trouble("source", f"{refused.key or refused.origin}: {refused.reason}")
         self._count(events)
         self._services |= changes.services
         for service, times in changes.trigger_times.items():
@@ -114,6 +138,17 @@ class SyncLoop:
         self._metrics.last_queued.set_to_current_time()
         self._wake.set()
 
+    def progress(self) -> Progress:
+        """How far it is. Called on the event loop."""
+        unprogrammed = {key.name.service for key in self._unprogrammed.rows}
+        retry_at = self._retry_at
+        return Progress(
+            first_done=self._synced_once,
+            pending=len(unprogrammed | self._services),
+            refused=self._refused,  # never changed, only replaced
+            retry_seconds=None if retry_at is None else max(0.0, round(retry_at - time.monotonic(), 1)),
+        )
+
     async def switch(self, programmer: Programmer, min_sync_period: float, *, back: ProgrammerConfig) -> None:
         """Program everything by another programmer, which is prepared, and go on with it: make before break.
 
@@ -124,6 +159,21 @@ class SyncLoop:
         self._wake.set()
         await done
 
+    async def check(self) -> Sequence[str]:
+        """Once synced: program what waits, compare the whole kernel with it, and put right what differs.
+
+        Returns what differed, in words. Raises `ProgrammingError` where one or the other failed.
+        """
+        done: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
+        self._checks.append(done)
+        self._wake.set()
+        return await done
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds what is wanted, save for what came since the last sync began."""
+        return self._synced_once and self._record.sync_error is None
+
     async def run(self) -> None:
         """Sync until cancelled. The kernel is not touched before the first complete list of both kinds."""
         while True:
@@ -132,13 +182,17 @@ class SyncLoop:
                 switch, self._switch = self._switch, None
                 await self._carry_out(switch)
                 continue
+            if self._checks and self._synced_once:
+                checks, self._checks = self._checks, []
+                await self._check(checks)
+                continue
             now = time.monotonic()
             sync_at = self._sync_due()
             if sync_at is not None and sync_at <= now:
                 await self._sync()
                 continue
             if self._synced_once and self._audit_at <= now:
-                await self._audit()
+                await self._audit_in_passing()
                 self._audit_at = time.monotonic() + _AUDIT_PERIOD
                 continue
             deadlines = [at for at in (sync_at, self._audit_at if self._synced_once else None) if at is not None]
@@ -157,6 +211,7 @@ class SyncLoop:
         error = await self._sync() if self._synced_once else None
         if error is None:
             self._min_sync_period = switch.min_sync_period
+            self.recent.clear()
             if not switch.done.cancelled():
                 switch.done.set_result(None)
             return
@@ -166,16 +221,40 @@ class SyncLoop:
         if not switch.done.cancelled():
             switch.done.set_exception(error)
 
-    async def _audit(self) -> None:
+    async def _check(self, checks: Sequence[asyncio.Future[Sequence[str]]]) -> None:
+        error = await self._sync() if self._dirty else None
+        differs: Sequence[str] = ()
+        if error is None:
+            try:
+                differs = await self._audit(whole=True)
+            except ProgrammingError as failure:
+                error = failure
+        for done in checks:
+            if done.cancelled():
+                continue
+            if error is None:
+                done.set_result(differs)
+            else:
+                done.set_exception(error)
+
+    async def _audit_in_passing(self) -> None:
+        with suppress(ProgrammingError):  # which is said already
+            await self._audit()
+
+    async def _audit(self, *, whole: bool = False) -> Sequence[str]:
+        """What differs, which is put right. Raises `ProgrammingError` where the kernel cannot be read."""
         try:
-            if not (differs := await self._programmer.audit()):
-                return
+            differs = await self._programmer.audit(whole=whole)
         except ProgrammingError as error:
             _log.error("audit failed", error=str(error))
-            return
-        self._metrics.drift.inc()
-        _log.warning("somebody changed what was programmed; putting it back", what=differs)
-        await self._sync()
+            self._record.trouble("audit", str(error))
+            raise
+        self._record.audited(differs)
+        if differs:
+            self._metrics.drift.inc()
+            _log.warning("somebody changed what was programmed; putting it back", what=differs)
+            await self._sync()
+        return differs
 
     async def _sync(self) -> ProgrammingError | None:
         """Program what changed. An error is said and counted, and the next sync tries again."""
@@ -201,6 +280,7 @@ class SyncLoop:
             self._metrics.restore_failures.inc()
             delay = self._failure_backoff.next()
             self._hold(delay)
+            self._record.sync_failed(str(error), delay)
             _log.error("sync failed", error=str(error), retry_seconds=round(delay, 1))
             return error
         programmed, self._unprogrammed = self._unprogrammed, _NOTHING
@@ -238,6 +318,7 @@ class SyncLoop:
     def _measure(self, result: ApplyResult) -> None:
         for family in result.partial_failures:
             self._metrics.partial_restore_failures.of(family).inc()
+        self._record.rules.update(result.rules)
         for family, tables in result.rules.items():
             in_force = {table: count.in_force for table, count in tables.items()}
             self._metrics.set_rules(family, in_force, {table: count.written for table, count in tables.items()})
@@ -249,7 +330,10 @@ class SyncLoop:
         took = time.monotonic() - start
         self._not_before = start + self._min_sync_period
         metrics = self._metrics
+        self._record.synced(took, full, rows)
         metrics.sync.observe(took)
+        if rows and not full:
+            self.recent.append(took)
         (metrics.full_sync if full else metrics.partial_sync).observe(took)
         metrics.last_sync.set_to_current_time()
         metrics.service_changes_pending.set(0)
@@ -270,15 +354,13 @@ class SyncLoop:
         self.first_sync.set()
 
     def _count(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if not isinstance(event, Upserted):
-                continue
-            if isinstance(event.object, Service):
-                self._metrics.service_changes.inc()
-                self._metrics.service_changes_pending.inc()
-            elif isinstance(event.object, EndpointSlice):
-                self._metrics.endpoint_changes.inc()
-                self._metrics.endpoint_changes_pending.inc()
+        objects = [event.object for event in events if isinstance(event, Upserted)]
+        services = sum(isinstance(item, Service) for item in objects)
+        slices = sum(isinstance(item, EndpointSlice) for item in objects)
+        self._metrics.service_changes.inc(services)
+        self._metrics.service_changes_pending.inc(services)
+        self._metrics.endpoint_changes.inc(slices)
+        self._metrics.endpoint_changes_pending.inc(slices)
 
 
 def _timestamp(text: str) -> float | None:

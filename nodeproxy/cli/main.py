@@ -7,10 +7,16 @@ from importlib.metadata import version
 
 import click
 
+from nodeproxy.cli.compare import compare
 from nodeproxy.cli.config import config
 from nodeproxy.cli.logging import configure_logging
+from nodeproxy.cli.operator import operator, probe, probe_server
 from nodeproxy.cli.options import LOG_OPTIONS, options
+from nodeproxy.cli.rollout import rollout
 from nodeproxy.cli.run import clean_up_node, run
+from nodeproxy.cli.snapshot import snapshot
+from nodeproxy.cli.status import status
+from nodeproxy.cli.trace import trace
 from nodeproxy.cli.types import Duration, normalise
 
 
@@ -37,7 +43,15 @@ def cleanup(iptables_variant: tuple[str, ...], ipvs_drain_timeout: float, verbos
 
 
 main_group.add_command(run)
+main_group.add_command(compare)
 main_group.add_command(config)
+main_group.add_command(operator)
+main_group.add_command(probe)
+main_group.add_command(probe_server)
+main_group.add_command(rollout)
+main_group.add_command(snapshot)
+main_group.add_command(status)
+main_group.add_command(trace)
 
 
 def main() -> None:

@@ -71,6 +71,13 @@ def read_document(path: Path) -> ReadDocument:
     return ReadDocument(completed(document), tuple(decoder.complaints), tuple(decoder.unknown), found.duplicates, found.more)
 
 
+def read_part(values: Mapping[str, Any]) -> ReadDocument:
+    """Read a part of a document, of JSON's types and without `apiVersion` and `kind`; what is absent has its default."""
+    decoder = _Decoder()
+    document = decoder.decode(KubeProxyConfiguration, values, "")
+    return ReadDocument(document, tuple(decoder.complaints), tuple(decoder.unknown))
+
+
 def _read_text(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():

@@ -72,7 +72,7 @@ class Recorder:
                 self.programmed[key] = change.after
         return ApplyResult(refused=refused)
 
-    async def audit(self) -> Sequence[str]:
+    async def audit(self, *, whole: bool = False) -> Sequence[str]:
         return ()
 
     async def withdraw(self) -> Withdrawal:

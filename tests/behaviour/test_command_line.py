@@ -253,3 +253,11 @@ def test_without_a_configuration_file_no_yaml_reader_is_loaded() -> None:
         "print({'yaml', 'watchfiles', 'kubernetes'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_the_agent_imports_nothing_that_is_for_people() -> None:
+    """Each would cost every node megabytes, and the first sync a tenth of a second."""
+    heavy = ("rich", "jinja2", "pygal", "kopf", "aiohttp", "pyroute2", "yaml")
+    code = f"import sys, nodeproxy.cli.main, nodeproxy.agent.agent; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

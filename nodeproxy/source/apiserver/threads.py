@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from nodeproxy.source.apiserver.connection import Cancel
@@ -44,6 +45,18 @@ async def in_thread(produce: Callable[[Cancel], Iterator[T]], name: str) -> Asyn
     finally:
         mailbox.close()
         cancel.cancel()
+
+
+async def call_in_thread(work: Callable[[Cancel], T], name: str) -> T:
+    """What `work(cancel)` returns, done in a thread that nobody waits for when the task is cancelled."""
+
+    def produce(cancel: Cancel) -> Iterator[T]:
+        yield work(cancel)
+
+    async with aclosing(in_thread(produce, name)) as batches:
+        async for (found,) in batches:
+            result = found
+    return result
 
 
 class _Mailbox(Generic[T]):

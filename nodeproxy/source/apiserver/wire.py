@@ -84,7 +84,9 @@ class Bookmark(Struct, frozen=True):
 Item = Opened | Restarted | Present | Gone | Unreadable | Bookmark
 
 
-class _Line(Struct):
+class Line(Struct):
+    """One line of a watch: ADDED, MODIFIED, DELETED, BOOKMARK or ERROR, and the object."""
+
     type: str
     object: msgspec.Raw
 
@@ -137,7 +139,7 @@ def watch(
     pieces = connection.read(resource.path, query, cancel, seconds + _WATCH_SLACK_SECONDS)
     next(pieces)
     yield Opened()
-    for line in _lines(pieces):
+    for line in lines_of(pieces):
         yield decode_line(resource.kind, line)
 
 
@@ -177,7 +179,7 @@ def _read_page(connection: Connection, resource: Resource, query: dict[str, str]
         raise RequestError(f"the list cannot be read: {explain(error)}") from error
 
 
-def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def lines_of(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Whole lines; what is left without an end when the stream ends is dropped: the watch goes on before it."""
     rest: list[bytes] = []
     size = 0
@@ -197,7 +199,7 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def decode_line(kind: Kind, line: bytes) -> Item:
     """One line of a watch. An ERROR event is raised as StatusError."""
     try:
-        event = read_json(line, _Line)
+        event = read_json(line, Line)
         match event.type:
             case "ADDED" | "MODIFIED":
                 return _present(kind, event.object)
@@ -207,12 +209,17 @@ def decode_line(kind: Kind, line: bytes) -> Item:
                 metadata = read_json(event.object, _BookmarkObject).metadata
                 return Bookmark(metadata.resource_version, (metadata.annotations or {}).get(_LIST_ENDS) == "true")
             case "ERROR":
-                status = read_json(event.object, _Status)
+                raise status_error(event)
             case other:
                 return Unreadable(None, None, f"type: unknown event type {other!r}")
     except DECODE_ERRORS as error:
         return Unreadable(None, None, explain(error))
-    raise StatusError(status.code, status.message, status.details.retry_after if status.details else None)
+
+
+def status_error(event: Line) -> StatusError:
+    """What an ERROR event says. Raises one of DECODE_ERRORS."""
+    status = read_json(event.object, _Status)
+    return StatusError(status.code, status.message, status.details.retry_after if status.details else None)
 
 
 def _present(kind: Kind, raw: msgspec.Raw) -> Present | Unreadable:

@@ -1,0 +1,46 @@
+"""Owns `nodeproxy snapshot`: the cluster state that a node sees, written down so that it can be looked at elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodeproxy.cli.command_line import fail
+from nodeproxy.cli.options import boolean, options
+from nodeproxy.cli.state_options import STATE_EPILOG, STATE_OPTIONS, snapshot_of
+from nodeproxy.cli.status import printable
+
+
+@click.command(epilog=STATE_EPILOG)
+@click.argument("target", type=click.Path(path_type=Path), metavar="DIR|FILE.tar.gz")
+@options((boolean("--anonymise", False, "Replace names and addresses, so that forwarding stays the same."),), STATE_OPTIONS)
+@click.pass_context
+def snapshot(context: click.Context, /, target: Path, anonymise: bool, **_: Any) -> None:
+    """Write the cluster state that a node sees as manifests, with a configuration, that reproduce what is programmed.
+
+    `nodeproxy run --manifests DIR --config DIR/config.conf` programs the same rules; compare and trace take it
+    by --snapshot. Only fields that decide forwarding are written.
+
+    With --anonymise, names of namespaces, Services, ports, nodes and zones are replaced under a random secret that is kept
+    nowhere, and addresses so that whatever lay in one CIDR does so afterwards. Port numbers, interface names and the order
+    of ages stay.
+    """
+    taken = snapshot_of(context)
+    from nodeproxy.snapshot.anonymise import anonymise as anonymised  # noqa: PLC0415
+    from nodeproxy.snapshot.model import SnapshotError  # noqa: PLC0415
+    from nodeproxy.snapshot.take import save  # noqa: PLC0415
+
+    for refused in taken.refused:
+        click.echo(printable(f"not written: {refused.key or refused.origin}: {refused.reason}"), err=True)
+    try:
+        written = anonymised(taken) if anonymise else taken
+        save(written, target)
+    except SnapshotError as error:
+        fail(str(error))
+    missing = f"; {len(taken.refused)} refused, not written" if taken.refused else ""
+    kinds = [one.key.kind for one in written.objects]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in dict.fromkeys(kinds))
+    how = "anonymised under a secret that is kept nowhere; " if anonymise else ""
+    click.echo(f"{target}: {how}{counts or 'no objects'}{missing}")
