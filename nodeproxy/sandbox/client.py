@@ -196,6 +196,8 @@ class _Attempt:
             self.verdict = _verdict_of(error)
         elif code == errno.ECONNREFUSED:
             self.verdict = NoListener()
+        elif code == errno.ETIMEDOUT:  # TCP gave up first, as it does where ours is a slow machine's time-out
+            self.verdict = Dropped()
         else:
             self.verdict = Unreachable(os.strerror(code))
 

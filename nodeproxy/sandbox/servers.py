@@ -1,7 +1,8 @@
 """Owns the echo servers: who answers at an address, and whom the answer shows as the client.
 
 Each connection (TCP), datagram (UDP) or INIT (SCTP) is answered with one line, `NAME CLIENT_IP:PORT`: the name of the
-server and the source address as it arrived there. A TCP connection then stays open until the client closes it, and
+server and the source address as it arrived there. A server of every address (`add_any`) is named by that at which it was
+reached. A TCP connection then stays open until the client closes it, and
 each line the client sends is answered with the same line again, so that a flow can be seen to live on.
 
 One thread serves all sockets of all namespaces; a socket belongs to the namespace it was made in.
@@ -17,13 +18,13 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from nodeproxy.sandbox import sctp
 from nodeproxy.sandbox.namespace import Namespace
-from nodeproxy.sandbox.sockets import RESET_ON_CLOSE, any_address, family_of, host_port
+from nodeproxy.sandbox.sockets import IP_PKTINFO, RESET_ON_CLOSE, any_address, family_of, host_port
 
 BACKLOG: Final = 4096
 Handler = Callable[[], None]
@@ -61,6 +62,26 @@ class EchoServers:
             self._sockets[key] = sock
             self._selector.register(sock, selectors.EVENT_READ, lambda: serve(sock, label))
         self._wake()
+
+    def add_any(self, where: Namespace, family: int, port: int, *, protocol: str = "TCP") -> None:
+        """Serve a port at every address of a family (4 or 6) in a namespace; its name is address:port as it was reached."""
+        anything = "::" if family == 6 else "0.0.0.0"
+        if protocol == "SCTP":
+            self._add_sctp(where, anything, port, "")
+            return
+        kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
+        sock = where.run(_listen, kind, anything, port)
+        serve = self._accept if protocol == "TCP" else self._datagram_at
+        with self._lock:
+            self._sockets[where.name, anything, port, protocol] = sock
+            self._selector.register(sock, selectors.EVENT_READ, lambda: serve(sock, ""))
+        self._wake()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No server answers meanwhile; TCP connections are made all the same, by the kernel."""
+        with self._lock:
+            yield
 
     def remove(self, where: Namespace, address: str, port: int, *, protocol: str = "TCP") -> None:
         """Stop serving there: new clients find the port closed; open TCP connections stay."""
@@ -112,7 +133,7 @@ class EchoServers:
             except OSError:
                 continue  # the client was gone before we looked
             connection.setblocking(False)
-            line = self._line(name, peer[0], peer[1])
+            line = self._line(name or host_port(*connection.getsockname()[:2]), peer[0], peer[1])
             with contextlib.suppress(OSError):
                 connection.send(line)
             self._connections.add(connection)
@@ -136,6 +157,19 @@ class EchoServers:
             try:
                 _, peer = sock.recvfrom(2048)
                 sock.sendto(self._line(name, peer[0], peer[1]), peer)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error about an earlier answer
+
+    def _datagram_at(self, sock: socket.socket, _name: str) -> None:
+        """Answers from the address that was asked."""
+        while True:
+            try:
+                _, ancillary, _, peer = sock.recvmsg(2048, 256)
+                address, info = _packet_info(sock.family, ancillary)
+                line = self._line(host_port(address, sock.getsockname()[1]), peer[0], peer[1])
+                sock.sendmsg([line], [info], 0, peer)
             except BlockingIOError:
                 return
             except OSError:
@@ -179,7 +213,10 @@ class _SctpSocket:
             packet = sctp.parse(data)
             if packet is None or packet.chunk != sctp.INIT:
                 continue
-            name = self.names.get((destination, packet.destination_port))
+            port = packet.destination_port
+            name = self.names.get((destination, port))
+            if name is None and (_any_address_of(self.sock.family), port) in self.names:
+                name = host_port(destination, port)
             if name is None:
                 answer = sctp.abort(packet)
             else:
@@ -197,15 +234,42 @@ class _SctpSocket:
             self.sock.sendmsg([packet], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)], 0, (to, 0))
 
 
+def _any_address_of(family: int) -> str:
+    return "::" if family == socket.AF_INET6 else "0.0.0.0"
+
+
+def _tell_packet_info(sock: socket.socket) -> None:
+    """Let the socket say at which address a datagram arrived."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def _packet_info(family: int, ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[str, tuple[int, int, bytes]]:
+    """The address at which a datagram arrived, and what makes an answer leave from there."""
+    if family == socket.AF_INET6:
+        data = next(data for _, kind, data in ancillary if kind == socket.IPV6_PKTINFO)
+        info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, data[:16] + struct.pack("I", 0))
+        return socket.inet_ntop(socket.AF_INET6, data[:16]), info
+    data = next(data for _, kind, data in ancillary if kind == IP_PKTINFO)
+    address = data[8:12]  # struct in_pktinfo: interface, the local address, the destination in the header
+    return socket.inet_ntoa(address), (socket.IPPROTO_IP, IP_PKTINFO, struct.pack("I4s4s", 0, address, address))
+
+
 def _listen(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
     sock = socket.socket(family_of(address), kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         any_address(sock)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            if address == _any_address_of(sock.family):
+                _tell_packet_info(sock)
         sock.bind((address, port))
         if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)

@@ -6,6 +6,7 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
+IP_PKTINFO: Final = 8
 IP_RECVERR: Final = 11
 IP_TRANSPARENT: Final = 19
 IP_BIND_ADDRESS_NO_PORT: Final = 24

@@ -181,6 +181,11 @@ class Sandbox:
             rules = ["rule add not iif up0 lookup 101 pref 100", "route add local default dev lo table main"]
             self.outside.ip(rules, family=family)
 
+    @property
+    def links(self) -> int:
+        """How many pods and clients have been added, which is the number in the last one's link."""
+        return self._links
+
     def namespace(self, role: str) -> Namespace:
         """Another namespace of this sandbox, with the sysctls that all of them have, not linked to anything."""
         made = Namespace(f"{self.stem}-{role}", sysctls=_COMMON_SYSCTLS)
