@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # IPVS mode runs in a VM where this kernel has no IPVS; the demo does not wait for a kernel to be built for that.
 RUN = PATH="$$PWD/.venv/bin:$$PATH" $(if $(filter ipvs,$(MODE)),$(PYTHON) -m hack.vm run --)
 
-.PHONY: help setup demo test lint unit kernel scenes ipvs controlplane takeover takeover-ipvs load e2e conformance bench soak format clean
+.PHONY: help setup demo test lint unit kernel scenes ipvs controlplane takeover takeover-ipvs load e2e conformance compare bench soak format clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ e2e: setup ## end to end in a real kind cluster (MODE=iptables|ipvs; E2E_KEEP=1 
 
 conformance: setup ## Kubernetes' own [sig-network] tests in a kind cluster; the table is kept in e2e/conformance (MODE, ARGS="--help")
 	@$(PYTHON) -m $(if $(filter ipvs,$(MODE)),hack.conformance.vm,hack.conformance) $(ARGS)
+
+# 2,000 Services, unless the state to compare is named: ARGS="--snapshot DIR", --manifests, --kubeconfig.
+compare: setup ## both modes on the same cluster state, asked about every frontend with real packets (ARGS="--help" tells more)
+	@$(PYTHON) -m hack.compare $(ARGS)
 
 bench: setup ## startup, changes, roll-outs, churn, scale, connect latency, idling (ARGS="--help" tells more; "--quick")
 	@$(PYTHON) -m hack.bench $(ARGS)

@@ -33,7 +33,7 @@ UNUSED_PACKAGES = re.compile(
     r"kubernetes/(aio|docs|test|e2e_test)(/|$)"
     r"|kubernetes/client/(api|models)/(?!__init__\.py)"
     r"|kubernetes/.*_test\.py$"
-    r"|nodeproxy/sandbox(/|$)"
+    r"|nodeproxy/(compare|sandbox)(/|$)"
     r"|bin(/|$)"
     r"|.*\.(c|h|pyx|pxd|pyi|exe)$"
     r"|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
@@ -193,10 +193,12 @@ def compile_all(root: Path) -> None:
 def check(root: Path) -> None:
     """Run what was made, with nothing else in sight."""
     modules = "nodeproxy.agent.agent, nodeproxy.source.apiserver.source, nodeproxy.agent.cleanup, nodeproxy.source.manifests"
+    operator = "nodeproxy.operator.operator, nodeproxy.operator.watch, nodeproxy.operator.probe"
     client = "from kubernetes import config; from kubernetes.client.rest import RESTClientObject; config.load_kube_config"
     for command in (
         ["/usr/bin/nodeproxy", "--version"],
         ["/usr/bin/python3", "-P", "-c", f"import {modules}; {client}"],
+        ["/usr/bin/python3", "-P", "-c", f"import {operator}"],
         *([f"/usr/sbin/{name}", "--version"] for name in COMMANDS),
         *(
             [f"/usr/sbin/{name}", "-m", "bpf", "-m", "set", "-j", "MARK", "--help"]

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,8 @@ def compare(
     asked_variants = _words("--variants", variants, _VARIANTS)
     if os.geteuid() != 0:
         fail("compare needs root: it makes network namespaces")
+    if find_spec("nodeproxy.compare") is None:
+        fail("compare is not in this image, whose pods make no network namespaces: take a snapshot, and compare elsewhere")
     snapshot = snapshot_of(context)
 
     import msgspec  # noqa: PLC0415

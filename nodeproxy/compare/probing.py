@@ -29,6 +29,10 @@ from nodeproxy.sandbox.sockets import host_port
 FEW: Final = 3
 MOST: Final = 1500
 """So many probes of one sender to one frontend at most; with more endpoints than that shows, not all have to be seen."""
+FOR_BALANCE: Final = 150
+"""So many connections at least, where choice is by chance: of two endpoints, one that gets three times as much stands out."""
+DOUBTFUL: Final = 1e-3
+"""A balance whose chance is below this gets many more connections before it is judged."""
 CLIENTS: Final = 32
 """Clients of a Service with affinity that ask repeatedly: that all meet one of two endpoints has a chance below 10^-9."""
 MOST_CLIENTS: Final = 240
@@ -155,15 +159,21 @@ class Probing:
         self._once_more([one for one, _ in wanted])
         if too_many:
             self.notes.append(f"{too_many} frontends have more endpoints than {MOST} connections surely show")
-        return {
-            target: judging.balance(one.ask, judging.seen(one.ask, one.verdicts), self._scheduler)
-            for target, one in chosen.items()
-        }
+        doubtful = [one for one in chosen.values() if self._is_doubtful(self._balance(one))]
+        self._send("frontends whose balance looks uneven", [(one, MOST) for one in doubtful])
+        return {target: self._balance(one) for target, one in chosen.items()}
+
+    def _balance(self, one: _Met) -> Balance:
+        return judging.balance(one.ask, judging.seen(one.ask, one.verdicts), self._scheduler)
+
+    def _is_doubtful(self, balance: Balance) -> bool:
+        """Whether more connections are needed to tell a bias from chance."""
+        return self._scheduler == judging.CHANCE and judging.MISSED < balance.p_value < DOUBTFUL
 
     def _enough(self, endpoints: int) -> tuple[int, bool]:
         """How many connections show every endpoint, and whether surely: schedulers may aim at other than equal shares."""
         if self._scheduler == judging.CHANCE:
-            return shows_all(endpoints, judging.MISSED), True
+            return max(FOR_BALANCE, shows_all(endpoints, judging.MISSED)), True
         return 2 * endpoints, self._scheduler in judging.TURNS
 
     def _crowds(self, met: Mapping[Target, Sequence[_Met]]) -> dict[Target, _Crowd]:

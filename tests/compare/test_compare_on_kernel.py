@@ -133,6 +133,19 @@ def test_a_deleted_dnat_rule_is_named(variant: Variant, tmp_path: Path) -> None:
     assert any("never forwarded to 10.2.0.1:8080" in reason for reason in reasons), reasons
 
 
+def test_shares_that_are_not_equal_are_named(tmp_path: Path) -> None:
+    def weigh(node: ThrowAwayNode) -> None:
+        text = "\n".join(nat_rules(node, "nft"))
+        assert "--probability 0.5" in text
+        node.box.node.command(
+            ["iptables-nft-restore"], input=text.replace("--probability 0.50", "--probability 0.85") + "\n"
+        )
+
+    comparison = compared(tmp_path, NFT, broken=("iptables", weigh), only="names")
+    assert {one.reason.partition(":")[0] for one in disagreements_at(comparison, "names")} == {"uneven"}
+    assert {one.reason.partition(":")[0] for one in comparison.disagreements} == {"uneven"}
+
+
 def test_missing_masquerading_is_named(tmp_path: Path) -> None:
     comparison = compared(
         tmp_path, NFT, broken=("iptables", lambda node: delete_rules(node, "nft", "^-A KUBE-POSTROUTING .*-j MASQUERADE"))
