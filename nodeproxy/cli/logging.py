@@ -8,8 +8,11 @@ import sys
 import structlog
 
 
-def configure_logging(verbosity: int, log_format: str) -> None:
-    """`verbosity` as kube-proxy's -v: from 4 on debug lines are shown. `log_format` is text or json."""
+def configure_logging(verbosity: int, log_format: str, *, for_good: bool = False) -> None:
+    """`verbosity` as kube-proxy's -v: from 4 on debug lines are shown. `log_format` is text or json.
+
+    `for_good`: this process is an agent's, and nobody will configure logging again; a line then costs less.
+    """
     level = logging.DEBUG if verbosity >= 4 else logging.INFO
     if log_format == "json":
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
@@ -25,5 +28,5 @@ def configure_logging(verbosity: int, log_format: str) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=for_good,
     )

@@ -37,7 +37,7 @@ def run(context: click.Context, /, cleanup: bool, init_only: bool, write_config_
         return
     resolved = resolved_or_fail(line)
     config = resolved.config
-    configure_logging(config.verbosity, config.log_format)
+    configure_logging(config.verbosity, config.log_format, for_good=True)
     log_remarks(resolved.remarks)
     if write_config_to is not None and write_config_to != Path():
         _write(config, resolved, write_config_to)
