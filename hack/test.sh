@@ -24,7 +24,10 @@ ipvs() {
     --ignore tests/conformance --ignore tests/takeover --ignore tests/load || packets=1
   wait "$scenes" && return "$packets"
 }
-controlplane() { python hack/controlplane/build.py && python -m pytest -q -n 2 tests/controlplane tests/deploy/test_apply.py; }
+controlplane() {
+  python hack/controlplane/build.py || return
+  python -m pytest -q -n 2 tests/controlplane tests/operator tests/deploy/test_apply.py -m "controlplane and not ipvs"
+}
 # With a real kube-proxy, and both modes; all its pairs with IPVS mode: `make takeover-ipvs`.
 takeover() { python hack/controlplane/build.py && python -m pytest -q -n 4 tests/takeover -m "not ipvs"; }
 takeover-ipvs() { python hack/controlplane/build.py && python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/takeover -m ipvs; }

@@ -15,7 +15,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -33,8 +33,9 @@ _PYTHON: Final = "311"  # of Debian 12
 # Which wheels Debian 12 takes, the newest C library first.
 _TAGS: Final = (*(f"manylinux_2_{minor}" for minor in (36, 35, 34, 31, 28, 27, 24, 17)), "manylinux2014")
 _MACHINES: Final = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
-# Packages that only kubernetes.aio imports, which assemble.py leaves out; with them goes what only they need.
-_NOT_USED: Final = ("aiohttp", "aiohttp-retry")
+# A package that only kubernetes.aio imports, which assemble.py leaves out.
+_NOT_USED: Final = ("aiohttp-retry",)
+_EXTRAS: Final = ("operator",)  # the image is that of `nodeproxy operator`, too
 _MINUTES: Final = 60
 
 
@@ -81,9 +82,11 @@ def make_context(directory: Path, platforms: Sequence[str]) -> None:
 
 
 def requirements() -> str:
-    """What of requirements.lock an agent needs, versions and hashes as they stand there."""
+    """What of requirements.lock an agent and the operator need, versions and hashes as they stand there."""
     locked = parse_lock((REPOSITORY / "requirements.lock").read_text())
-    wanted = [re.split(r"[\s\[<>=!~;]", line)[0].lower() for line in _project()["dependencies"]]
+    project = _project()
+    lines = [*project["dependencies"], *(line for extra in _EXTRAS for line in project["optional-dependencies"][extra])]
+    wanted = [re.split(r"[\s\[<>=!~;]", line)[0].lower() for line in lines]
     kept: dict[str, str] = {}
     while wanted:
         name = wanted.pop()
@@ -148,7 +151,7 @@ def _own_wheel(target: Path) -> Path:
     return next(target.glob("nodeproxy-*.whl"))
 
 
-def _project() -> Mapping[str, list[str]]:
+def _project() -> Mapping[str, Any]:
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
         project: Mapping[str, list[str]] = tomllib.load(file)["project"]
     return project

@@ -115,6 +115,15 @@ def deploy(name: str, mode: str) -> None:
     deployment.deploy(cluster.existing(name), mode)
 
 
+@main.command(name="deploy-operator")
+@_NAME
+def deploy_operator(name: str) -> None:
+    """Build and load the image, apply deploy/operator, wait until the operator and what its probes connect to are ready."""
+    from hack.kind import deploy as deployment  # noqa: PLC0415 it knows the agent's image
+
+    deployment.deploy_operator(cluster.existing(name))
+
+
 @main.command(name="logs")
 @_NAME
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))

@@ -1,4 +1,6 @@
-"""Owns the roll-out of nodeproxy to a cluster: deploy/overlays/MODE, told this cluster's API server and pod addresses."""
+"""Owns the roll-out of nodeproxy to a cluster: deploy/overlays/MODE, told this cluster's API server and pod addresses; and
+that of the operator.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +46,28 @@ def deploy(cluster: Cluster, mode: str = "iptables") -> None:
         _roll_out(cluster, "daemonset/nodeproxy")
     with step("waiting for CoreDNS"):
         _wait_for_dns(cluster)
+
+
+def deploy_operator(cluster: Cluster) -> None:
+    """Have the roll-out operator of this clone in the cluster, its definitions and its probes; wait until they are ready.
+
+    Pods of an earlier image are replaced, as their name for it is the same.
+    """
+    agent_image()
+    loading.load(cluster, [REFERENCE])
+    documents = list(yaml.safe_load_all(cluster.kubectl("kustomize", str(REPOSITORY / "deploy" / "operator"))))
+    made_of = images.identity(REFERENCE)
+    for document in documents:
+        if document["kind"] == "Deployment":
+            document["spec"]["template"]["metadata"].setdefault("annotations", {})[_MADE_OF] = images.key([made_of])
+    with step("rolling out the operator"):
+        cluster.kubectl(
+            "apply", "--server-side", "--force-conflicts", "--filename", "-", input=yaml.safe_dump_all(documents)
+        )
+        definitions = ("crd/proxyrollouts.nodeproxy.io", "crd/proxynodes.nodeproxy.io")
+        cluster.kubectl("wait", "--for=condition=Established", *definitions, f"--timeout={scaled(_LIMIT):.0f}s")
+        for name in ("nodeproxy-operator", "nodeproxy-probe"):
+            _roll_out(cluster, f"deployment/{name}")
 
 
 def adapted(documents: Iterable[dict[str, Any]], facts: Facts) -> Iterable[dict[str, Any]]:

@@ -34,6 +34,8 @@ _OBJECTS: Final = {
     "events.txt": ("get", "events", "-A", "--sort-by=.lastTimestamp"),
     "configmaps.yaml": ("get", "configmaps", "-n", "kube-system", "-o", "yaml"),
     "agents.txt": ("describe", "pods", "-n", "kube-system", "-l", "k8s-app=nodeproxy"),
+    "rollouts.yaml": ("get", "proxyrollouts,proxynodes", "-o", "yaml"),
+    "operator-logs.txt": ("logs", "-n", "kube-system", "-l", "k8s-app=nodeproxy-operator", "--prefix", "--tail=-1"),
     "agents-logs.txt": ("logs", "-n", "kube-system", "-l", "k8s-app=nodeproxy", "--prefix", "--tail=-1", "--timestamps"),
 }
 

@@ -136,4 +136,6 @@ def test_the_role_holds_nothing_to_spare(node: Node) -> None:
         ("", "nodes"): {"list", "watch"},
         ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
         ("events.k8s.io", "events"): {"create", "patch"},
+        ("nodeproxy.io", "proxynodes"): {"list", "watch"},
+        ("nodeproxy.io", "proxynodes/status"): {"patch"},
     }

@@ -73,6 +73,43 @@ def test_the_server_accepts_it(kubectl: Kubectl, overlay: str) -> None:
     assert selector == {"kubernetes.io/os": "linux", **label}
 
 
+def test_the_server_accepts_the_operator(kubectl: Kubectl) -> None:
+    listed = json.loads(kubectl("apply", "--dry-run=server", "--output=json", "-k", "deploy/operator"))["items"]
+    found: dict[str, list[str]] = {}
+    for item in listed:
+        found.setdefault(item["kind"], []).append(item["metadata"]["name"])
+    operator, probe = "nodeproxy-operator", "nodeproxy-probe"
+    assert {kind: sorted(names) for kind, names in found.items()} == {
+        "CustomResourceDefinition": ["proxynodes.nodeproxy.io", "proxyrollouts.nodeproxy.io"],
+        "ServiceAccount": [operator],
+        "ClusterRole": [operator],
+        "ClusterRoleBinding": [operator],
+        "Role": [operator],
+        "RoleBinding": [operator],
+        "Deployment": [operator, probe],
+        "Service": [probe],
+        "ValidatingAdmissionPolicy": ["nodeproxy-proxynode-status"],
+        "ValidatingAdmissionPolicyBinding": ["nodeproxy-proxynode-status"],
+    }
+    assert {item["metadata"].get("namespace", "kube-system") for item in listed} == {"kube-system"}
+
+
+def test_the_roll_out_of_the_guide_is_taken_as_it_stands(kubectl: Kubectl) -> None:
+    kubectl("apply", "-k", "deploy/operator/crds")
+    for plural in ("proxyrollouts", "proxynodes"):
+        kubectl("wait", "--for=condition=Established", f"crd/{plural}.nodeproxy.io", "--timeout=60s")
+    (example,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "docs" / "rollout.md").read_text(), re.DOTALL)
+    answer = kubectl("create", "--dry-run=server", "--validate=strict", "--output=json", "-f", "-", input=example)
+    assert json.loads(answer)["spec"]["target"]["mode"] == "ipvs"
+    columns = kubectl("get", "proxyrollouts", "--output=wide")
+    assert columns == ""  # none: kubectl says so on standard error
+    kubectl("create", "-f", "-", input=example)
+    titles = kubectl("get", "pxr", "--output=wide").splitlines()[0].split()
+    assert titles == ["NAME", "TARGET", "PHASE", "STEP", "NODES", "MESSAGE", "STARTED", "FINISHED", "AGE"]
+    assert kubectl("get", "nodeproxy").count("to-ipvs") == 1  # the category of all of ours
+    kubectl("delete", "-k", "deploy/operator/crds")
+
+
 @pytest.mark.parametrize("overlay", ["overlays/kubeadm", "migration/kubeadm"])
 def test_the_server_accepts_what_takes_kube_proxys_configuration(kubectl: Kubectl, overlay: str) -> None:
     listed = json.loads(kubectl("apply", "--dry-run=server", "--output=json", "-k", f"deploy/{overlay}"))["items"]

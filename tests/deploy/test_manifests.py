@@ -55,6 +55,25 @@ def test_every_sysctl_that_the_agent_knows_is_below_the_mount(pod: dict[str, Any
     assert {name for name in names if not name.startswith("net.")} == set()
 
 
+@pytest.mark.parametrize("file", ["deployment", "probe"])
+def test_the_operator_and_its_probes_have_no_privileges(file: str) -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "operator" / f"{file}.yaml").read_text()))
+    (deployment,) = (one for one in documents if one["kind"] == "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert not {"hostNetwork", "hostPID", "volumes", "initContainers"} & spec.keys()
+    assert container["securityContext"] == {
+        "runAsUser": 65534,
+        "runAsGroup": 65534,
+        "runAsNonRoot": True,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert deployment["spec"]["replicas"] == 2
+
+
 @pytest.mark.parametrize("mode", CONFIGURATIONS)
 def test_its_configuration_is_taken_as_it_is(mode: str) -> None:
     resolved = resolve(CONFIGURATIONS[mode], {"node_name": "n1"})
