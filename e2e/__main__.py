@@ -3,7 +3,7 @@
     python -m e2e [--smoke] [-- ARGUMENTS OF PYTEST]
 
 E2E_MODE=ipvs is the other mode. E2E_KEEP=1 keeps the clusters, and the next run takes them as they are. E2E_PROXY=kube-proxy
-runs the suite against the peer.
+runs the suite against the peer. E2E_ROLLOUT=all runs all tests of roll-outs and not only the short ones.
 What is told by `hack.kind` and by pytest is shown as it comes.
 """
 
@@ -29,6 +29,7 @@ from nodeproxy.sandbox.pace import factor
 
 _HERE: Final = Path(__file__).parent
 _SECOND: Final = _HERE / "second"
+_ROLLOUT: Final = _HERE / "rollout"
 _TESTS_FAILED, _NO_TESTS = 1, 5  # exit statuses of pytest
 _ONE_BY_ONE: Final = ("-n", "0")
 
@@ -44,13 +45,17 @@ class Part:
 def parts(smoke: bool, workers: int) -> list[Part]:
     """In this order: what is disruptive comes after what runs side by side, and alone."""
     only = "smoke and " if smoke else ""
-    here = (str(_HERE), f"--ignore={_SECOND}")
+    here = (str(_HERE), f"--ignore={_SECOND}", f"--ignore={_ROLLOUT}")
     side_by_side = ("-n", str(workers), "--dist", "worksteal")
     found = [
         Part("side by side", (*here, "-m", f"{only}not disruptive", *side_by_side)),
         Part("disruptive, one by one", (*here, "-m", f"{only}disruptive", "-v", "-s")),
     ]
-    return found if smoke else [*found, Part("a second cluster: migration, dual stack", (str(_SECOND), "-v", "-s"))]
+    if smoke:
+        return found
+    if PROXY == "nodeproxy":
+        found.append(Part("roll-outs, one by one", (str(_ROLLOUT), "-v", "-s")))
+    return [*found, Part("a second cluster: migration, dual stack", (str(_SECOND), "-v", "-s"))]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 
 from e2e.harness.api import Api
-from e2e.harness.settings import CLUSTER_NAME, MODE, PROXY
+from e2e.harness.settings import ALL_ROLLOUTS, CLUSTER_NAME, MODE, PROXY
 from e2e.harness.snapshot import snapshot
 from e2e.harness.stage import Stage
 from e2e.harness.world import World
 from hack.kind.cluster import Cluster, existing
+from nodeproxy.kernel.errors import KernelError
+from nodeproxy.kernel.ipvs import IPVS
 
 MARKERS = (
     "smoke: the short suite for IPVS in a VM",
     "disruptive: does things to nodes, agents or the control plane; these run last, and alone",
     "agent: about nodeproxy itself, so there is nothing to see with E2E_PROXY=kube-proxy",
     "only(mode): says something about one mode only",
+    "long: of roll-outs, what takes long or comes close to what others show; with E2E_ROLLOUT=all",
+    "without_ipvs: says something about nodes whose kernel has no IPVS",
 )
 
 
@@ -34,6 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"about nodeproxy, and this cluster runs {PROXY}"))
         elif only and only.args[0] != MODE:
             item.add_marker(pytest.mark.skip(reason=f"about {only.args[0]} mode, and this cluster runs {MODE} mode"))
+        elif item.get_closest_marker("long") and not ALL_ROLLOUTS:
+            item.add_marker(pytest.mark.skip(reason="of the long form, which E2E_ROLLOUT=all runs"))
+        elif item.get_closest_marker("without_ipvs") and has_ipvs():
+            item.add_marker(pytest.mark.skip(reason="about a kernel without IPVS, and this one has it"))
+
+
+def has_ipvs() -> bool:
+    """Whether the kernel of the nodes, which is ours, has IPVS."""
+    try:
+        with IPVS() as ipvs:
+            ipvs.require()
+    except KernelError:
+        return False
+    return True
 
 
 @pytest.hookimpl(hookwrapper=True)

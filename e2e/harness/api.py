@@ -21,6 +21,8 @@ _VERSIONS: Final = {
     "DaemonSet": "apps/v1",
     "Deployment": "apps/v1",
     "Event": "v1",
+    "ProxyRollout": "nodeproxy.io/v1alpha1",
+    "ProxyNode": "nodeproxy.io/v1alpha1",
 }
 
 
@@ -35,17 +37,17 @@ class Api:
         self._client = discover(connect(str(kubeconfig)), cache_file=str(cache))
         cache.unlink(missing_ok=True)
 
-    def create(self, body: Object, namespace: str = NAMESPACE) -> Object:
+    def create(self, body: Object, namespace: str | None = NAMESPACE) -> Object:
         """Make an object; one of that name that exists already is an error."""
         made: Object = self._of(body["kind"]).create(body=body, namespace=namespace).to_dict()
         return made
 
-    def ensure(self, body: Object, namespace: str = NAMESPACE) -> None:
+    def ensure(self, body: Object, namespace: str | None = NAMESPACE) -> None:
         """Make an object unless there is one of that name."""
         with contextlib.suppress(ConflictError):
             self.create(body, namespace)
 
-    def get(self, kind: str, name: str, namespace: str = NAMESPACE) -> Object:
+    def get(self, kind: str, name: str, namespace: str | None = NAMESPACE) -> Object:
         """One object. Raises NotFoundError."""
         found: Object = self._of(kind).get(name=name, namespace=namespace).to_dict()
         return found
@@ -55,14 +57,16 @@ class Api:
         found: list[Object] = self._of(kind).get(namespace=namespace, label_selector=selector).to_dict()["items"]
         return found
 
-    def patch(self, kind: str, name: str, body: Object, namespace: str = NAMESPACE, *, status: bool = False) -> Object:
+    def patch(
+        self, kind: str, name: str, body: Object, namespace: str | None = NAMESPACE, *, status: bool = False
+    ) -> Object:
         """Merge `body` into an object or its status: what is None goes, lists are replaced."""
         resource = self._of(kind)
         target = resource.status if status else resource
         changed: Object = target.patch(name=name, namespace=namespace, body=body, content_type=_MERGE).to_dict()
         return changed
 
-    def delete(self, kind: str, name: str, namespace: str = NAMESPACE, *, at_once: bool = False) -> None:
+    def delete(self, kind: str, name: str, namespace: str | None = NAMESPACE, *, at_once: bool = False) -> None:
         """Remove an object that may be gone already. `at_once`: a pod without asking it to end."""
         body = {"gracePeriodSeconds": 0} if at_once else None
         with contextlib.suppress(NotFoundError):

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import time
 
-from e2e.harness.flow import Lane
-from e2e.harness.objects import port, udp_port
+from e2e.harness.load import served
 from e2e.harness.stage import SERVERS
-from e2e.harness.world import Service, World
+from e2e.harness.world import World
 from e2e.second.steps import Migration
-
-
-def served(world: World) -> tuple[Service, list[Lane]]:
-    """A Service that everybody is served by, and requests of every kind to it from everywhere."""
-    stage = world.stage
-    service = world.service(ports=[port(), udp_port()], type="NodePort")
-    for place in stage.inside:
-        world.answers(place, service.address, 80, SERVERS)
-        world.answers(place, service.address, 80, SERVERS, protocol="UDP")
-    lanes = world.lanes(stage.inside, service.address, 80, "connection", "stream", "udp", pause=0.03)
-    for node in stage.nodes:
-        world.answers(stage.outside, node.address, service.node_ports["http"], SERVERS)
-        lanes += world.lanes([stage.outside], node.address, service.node_ports["http"], "connection", "stream", pause=0.03)
-    return service, lanes
 
 
 def test_one_node_there_and_back(world: World, migration: Migration) -> None:

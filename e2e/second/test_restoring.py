@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from e2e.harness.load import served
 from e2e.harness.stage import SERVERS
 from e2e.harness.world import World
 from e2e.second.steps import LABEL, Migration
-from e2e.second.test_migration import served
 
 
 def test_back_to_kube_proxy(world: World, migration: Migration) -> None:
