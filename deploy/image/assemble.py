@@ -28,12 +28,14 @@ UNUSED_STDLIB = re.compile(
     r"|lib-dynload/(_sqlite3|readline|_curses\w*|_dbm|_gdbm|_tkinter|nis|_crypt|ossaudiodev|_test\w*|_ctypes_test|_xx\w*|xx\w*)\."
 )
 # Of the packages: the second, asynchronous client of kubernetes, the classes of its API (100 MB, loaded only when asked for;
-# the agent has its own), tests, C sources, and the node that our own tests make.
+# the agent has its own), tests, C sources, colours for programming languages, which rich knows, and what makes network
+# namespaces.
 UNUSED_PACKAGES = re.compile(
     r"kubernetes/(aio|docs|test|e2e_test)(/|$)"
     r"|kubernetes/client/(api|models)/(?!__init__\.py)"
     r"|kubernetes/.*_test\.py$"
     r"|nodeproxy/(compare|sandbox)(/|$)"
+    r"|pygments/(lexers|styles)/(?!__init__\.py|_mapping\.py)"
     r"|bin(/|$)"
     r"|.*\.(c|h|pyx|pxd|pyi|exe)$"
     r"|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
@@ -194,11 +196,12 @@ def check(root: Path) -> None:
     """Run what was made, with nothing else in sight."""
     modules = "nodeproxy.agent.agent, nodeproxy.source.apiserver.source, nodeproxy.agent.cleanup, nodeproxy.source.manifests"
     operator = "nodeproxy.operator.operator, nodeproxy.operator.watch, nodeproxy.operator.probe"
+    people = "nodeproxy.cli.status, nodeproxy.trace.text, rich.live, rich.table, rich.console"
     client = "from kubernetes import config; from kubernetes.client.rest import RESTClientObject; config.load_kube_config"
     for command in (
         ["/usr/bin/nodeproxy", "--version"],
         ["/usr/bin/python3", "-P", "-c", f"import {modules}; {client}"],
-        ["/usr/bin/python3", "-P", "-c", f"import {operator}"],
+        ["/usr/bin/python3", "-P", "-c", f"import {operator}, {people}"],
         *([f"/usr/sbin/{name}", "--version"] for name in COMMANDS),
         *(
             [f"/usr/sbin/{name}", "-m", "bpf", "-m", "set", "-j", "MARK", "--help"]
