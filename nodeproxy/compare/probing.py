@@ -30,7 +30,7 @@ FEW: Final = 3
 MOST: Final = 1500
 """So many probes of one sender to one frontend at most; with more endpoints than that shows, not all have to be seen."""
 FOR_BALANCE: Final = 150
-"""So many connections at least, where choice is by chance: of two endpoints, one that gets three times as much stands out."""
+"""So many connections at least, where choice is by chance: of two endpoints, one that gets thrice as much stands out."""
 DOUBTFUL: Final = 1e-3
 """A balance whose chance is below this gets many more connections before it is judged."""
 CLIENTS: Final = 32
