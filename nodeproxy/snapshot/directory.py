@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import IO, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -71,6 +71,11 @@ def save(snapshot: Snapshot, path: Path) -> None:
             _save_directory(_files(snapshot), path)
     except OSError as error:
         raise SnapshotError(f"{path}: {error.strerror or error}") from error
+
+
+def write_archive(snapshot: Snapshot, file: IO[bytes]) -> None:
+    """Write a .tar.gz to a file that need not be one on disk. Raises OSError."""
+    _write_archive(_files(snapshot), file, "snapshot")
 
 
 def load(path: Path, node_name: str | None = None) -> Snapshot:
@@ -172,14 +177,19 @@ def _save_archive(files: Iterable[tuple[str, bytes]], path: Path) -> None:
             _unpack(path, Path(directory))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with tarfile.open(temporary, "w:gz") as archive:
-            for name, content in files:
-                member = tarfile.TarInfo(f"{path.name.removesuffix(_ARCHIVE)}/{name}")
-                member.size, member.mode = len(content), 0o644
-                archive.addfile(member, io.BytesIO(content))
+        with temporary.open("wb") as file:
+            _write_archive(files, file, path.name.removesuffix(_ARCHIVE))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_archive(files: Iterable[tuple[str, bytes]], file: IO[bytes], directory: str) -> None:
+    with tarfile.open(fileobj=file, mode="w|gz") as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(f"{directory}/{name}")
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
 
 
 def _unpack(path: Path, directory: Path) -> None:

@@ -172,3 +172,16 @@ def test_what_is_refused_is_told_and_not_written(tmp_path: Path) -> None:
     assert "not written: Service default/bad: spec.ports: " in done.output
     assert "metadata.name: 'Bad\\x1b[31m' is not a DNS label" in done.output and "\x1b" not in done.output
     assert [one.key.name for one in load(tmp_path / "out").objects] == ["good"]
+
+
+def test_it_is_written_to_standard_output_where_nothing_else_can_be_written(tmp_path: Path) -> None:
+    scene = make_scene(3)
+    scene.write_manifests(tmp_path, with_node=True)
+    result = CliRunner().invoke(
+        main_group, ["snapshot", "-", "--manifests", str(tmp_path), "--hostname-override", scene.node.name]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith("-: ")
+    archive = tmp_path / "shot.tar.gz"
+    archive.write_bytes(result.stdout_bytes)
+    assert NodeView(load(archive)).state.services == NodeView(SNAPSHOT).state.services
