@@ -14,15 +14,16 @@ kernel() {
     --ignore tests/conformance --ignore tests/takeover --ignore tests/load
 }
 scenes() { python -m pytest -q -n 2 tests/conformance -m "not ipvs"; }
-# On this kernel where it has IPVS, else in two VMs, because the usual kind has one processor.
+# On this kernel where it has IPVS, else in two VMs, because the usual kind has one processor: one with the scenes and what looks
+# at agents from outside, one with the rest.
 ipvs() {
   python -m hack.vm run --fresh -- uname -sr || return  # makes the VM ready, where one is needed
   export HACK_VM_MEMORY=${HACK_VM_MEMORY:-2048}
-  local scenes packets=0
-  python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests/conformance -m ipvs & scenes=$!
+  local looking=(tests/conformance tests/trace tests/compare tests/snapshot tests/controlplane) others=0 looked
+  python -m hack.vm run --fresh -- python -m pytest -v -n 3 "${looking[@]}" -m ipvs & looked=$!
   python -m hack.vm run --fresh -- python -m pytest -v -n 3 tests -m ipvs \
-    --ignore tests/conformance --ignore tests/takeover --ignore tests/load || packets=1
-  wait "$scenes" && return "$packets"
+    "${looking[@]/#/--ignore=}" --ignore=tests/takeover --ignore=tests/load || others=1
+  wait "$looked" && return "$others"
 }
 controlplane() {
   python hack/controlplane/build.py || return
