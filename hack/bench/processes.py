@@ -1,22 +1,21 @@
-"""Owns reading /proc: CPU time and memory of an agent."""
+"""Owns what an agent uses, as figures of a benchmark: CPU time, also of children that still run, and memory."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hack.bench.results import Cpu, Memory
+from nodeproxy.sandbox import processes
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_CPU_CLOCK = 2  # CPUCLOCK_SCHED: with the process id above it, the clock of all its threads together
 
 
 def cpu(pid: int) -> Cpu:
     """CPU time used so far: its own exactly, that of its children to 10 ms. Raises OSError once the process is gone."""
-    return Cpu(time.clock_gettime(~pid << 3 | _CPU_CLOCK), sum(_ticks(_stat(pid), 13, 14)))
+    return Cpu(*processes.cpu(pid))
 
 
 def activity(pid: int) -> float:
@@ -45,6 +44,5 @@ def difference(later: Cpu, earlier: Cpu) -> Cpu:
 
 def memory(pid: int) -> Memory:
     """Resident memory, now and at most. Raises OSError once the process is gone."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    values = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return Memory(rss_kib=int(values["VmRSS"].split()[0]), peak_kib=int(values["VmHWM"].split()[0]))
+    found = processes.memory(pid)
+    return Memory(rss_kib=found.rss // 1024, peak_kib=found.peak // 1024)
