@@ -83,10 +83,9 @@ def test_rules_that_others_change_are_put_back(world: World, damage: list[str]) 
         world.iptables("-A", "FORWARD", "-s", "192.0.2.77", "-j", "DROP")
         before = world.held()
         world.iptables(*damage)
-        assert world.held() != before
         world.settle_as(before, "rules are back", timeout=4)
         assert serves(world) == {"a"}
-        assert world.metric("nodeproxy_drift_repairs_total") == 1
+        assert world.metric("nodeproxy_drift_repairs_total") == 1  # it may have been put right before anybody could look
 
 
 def test_cleanup_removes_ours_and_nothing_else(world: World) -> None:
