@@ -17,12 +17,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 from msgspec import Struct, field
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, wait_random_exponential
 from tenacity.wait import wait_base
 
 from nodeproxy.api.proxy_node import PROXY_NODES, ProxyNode
 from nodeproxy.source.apiserver.connection import Cancel, Connection, RequestError, StatusError
 from nodeproxy.source.apiserver.credentials import Credentials, CredentialsError
+from nodeproxy.source.apiserver.retrying import again_and_again
 from nodeproxy.source.apiserver.threads import call_in_thread, in_thread
 from nodeproxy.source.apiserver.wire import Line, lines_of, status_error
 from nodeproxy.source.decoding import DECODE_ERRORS, explain, read_json
@@ -76,16 +77,7 @@ class ProxyNodes:
 
         While the server does not answer, or refuses, what was delivered last stays.
         """
-        while True:
-            retrying = AsyncRetrying(
-                wait=_Wait(),
-                sleep=asyncio.sleep,
-                retry=retry_if_exception_type((RequestError, CredentialsError)),
-                reraise=True,
-            )
-            async for attempt in retrying:
-                with attempt:
-                    await self._follow_once(deliver)
+        await again_and_again(lambda: self._follow_once(deliver), _Wait)
 
     async def write_status(self, status: dict[str, Any]) -> ProxyNode:
         """Write the fields of a status, of JSON's types; None removes one. Returns the object as it is then.

@@ -14,13 +14,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, wait_random_exponential
 from tenacity.wait import wait_base
 
 from nodeproxy.source.apiserver.connection import Cancel, Connection, RequestError, StatusError
 from nodeproxy.source.apiserver.credentials import CredentialsError
 from nodeproxy.source.apiserver.known import Known
 from nodeproxy.source.apiserver.observer import Observer
+from nodeproxy.source.apiserver.retrying import again_and_again
 from nodeproxy.source.apiserver.threads import in_thread
 from nodeproxy.source.apiserver.wire import (
     Bookmark,
@@ -67,16 +68,7 @@ class Reflector:
 
     async def run(self) -> None:
         """Deliver events in batches until cancelled; failures are logged and retried."""
-        while True:
-            retrying = AsyncRetrying(
-                wait=_Wait(),
-                sleep=asyncio.sleep,
-                retry=retry_if_exception_type((RequestError, CredentialsError)),
-                reraise=True,
-            )
-            async for attempt in retrying:
-                with attempt:
-                    await self._serve_once()
+        await again_and_again(self._serve_once, _Wait)
 
     async def _serve_once(self) -> None:
         """One request to its end. Raises what is to be retried later; returns where the next request may follow at once."""
