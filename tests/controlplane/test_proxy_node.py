@@ -246,7 +246,7 @@ class Followed:
         self.seen: list[ProxyNode | None] = []
 
     async def until(self, done: Callable[[ProxyNode | None], bool]) -> ProxyNode | None:
-        async with asyncio.timeout(scaled(20)):
+        async with asyncio.timeout(scaled(70)):  # between two tries are up to 30 s
             while not self.seen or not done(self.seen[-1]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return self.seen[-1]
