@@ -254,7 +254,7 @@ async def test_gone_after_an_outage_is_followed_by_a_list_at_once(
             waits += 1
             return 0.01
 
-    monkeypatch.setattr(reflector, "_Wait", Counted)
+    monkeypatch.setattr(reflector, "Patience", Counted)
     monkeypatch.setattr(reflector, "_HEALTHY_SECONDS", 0.0)
     server.put(service("a"))
     async with running(server) as run:

@@ -17,13 +17,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 from msgspec import Struct, field
-from tenacity import RetryCallState, wait_random_exponential
-from tenacity.wait import wait_base
+from tenacity import RetryCallState
 
 from nodeproxy.api.proxy_node import PROXY_NODES, ProxyNode
 from nodeproxy.source.apiserver.connection import Cancel, Connection, RequestError, StatusError
 from nodeproxy.source.apiserver.credentials import Credentials, CredentialsError
-from nodeproxy.source.apiserver.retrying import again_and_again
+from nodeproxy.source.apiserver.retrying import Patience, again_and_again, failure
 from nodeproxy.source.apiserver.threads import call_in_thread, in_thread
 from nodeproxy.source.apiserver.wire import Line, lines_of, status_error
 from nodeproxy.source.decoding import DECODE_ERRORS, explain, read_json
@@ -77,7 +76,7 @@ class ProxyNodes:
 
         While the server does not answer, or refuses, what was delivered last stays.
         """
-        await again_and_again(lambda: self._follow_once(deliver), _Wait)
+        await again_and_again(lambda: self._follow_once(deliver), _Patience)
 
     async def write_status(self, status: dict[str, Any]) -> ProxyNode:
         """Write the fields of a status, of JSON's types; None removes one. Returns the object as it is then.
@@ -189,14 +188,11 @@ class ProxyNodes:
             raise
 
 
-class _Wait(wait_base):
-    """A minute or so where there is no such resource, or no right to it; else exponential with full jitter."""
-
-    def __init__(self) -> None:
-        self._backoff = wait_random_exponential(multiplier=0.5, max=30, min=0.05)
+class _Patience(Patience):
+    """A minute or so where there is no such resource, or no right to it; else as with any resource."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
+        error = failure(retry_state)
         if isinstance(error, StatusError) and error.status in _REFUSED:
             return random.uniform(*_ABSENT_SECONDS)
-        return self._backoff(retry_state)
+        return super().__call__(retry_state)

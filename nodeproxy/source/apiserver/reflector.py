@@ -14,14 +14,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
 import structlog
-from tenacity import RetryCallState, wait_random_exponential
-from tenacity.wait import wait_base
 
 from nodeproxy.source.apiserver.connection import Cancel, Connection, RequestError, StatusError
 from nodeproxy.source.apiserver.credentials import CredentialsError
 from nodeproxy.source.apiserver.known import Known
 from nodeproxy.source.apiserver.observer import Observer
-from nodeproxy.source.apiserver.retrying import again_and_again
+from nodeproxy.source.apiserver.retrying import Patience, again_and_again
 from nodeproxy.source.apiserver.threads import in_thread
 from nodeproxy.source.apiserver.wire import (
     Bookmark,
@@ -39,7 +37,6 @@ from nodeproxy.source.events import Deliver, Event
 
 _WATCH_SECONDS = (300, 600)  # as client-go: spread out, so that not all clients come back at once
 _HEALTHY_SECONDS = 1.0  # a request that was served for this long is no failure, however it ended
-_MAX_RETRY_AFTER = 300.0
 _MAX_UNFINISHED_LISTS = 2
 
 # What servers answer that do not know streamed lists: 422 those with the feature gate off, the others old ones and proxies.
@@ -68,7 +65,7 @@ class Reflector:
 
     async def run(self) -> None:
         """Deliver events in batches until cancelled; failures are logged and retried."""
-        await again_and_again(self._serve_once, _Wait)
+        await again_and_again(self._serve_once, Patience)
 
     async def _serve_once(self) -> None:
         """One request to its end. Raises what is to be retried later; returns where the next request may follow at once."""
@@ -211,17 +208,3 @@ class Reflector:
 def _is_transport(error: Exception) -> bool:
     """Whether the connection failed, as opposed to the server saying no."""
     return isinstance(error, RequestError) and not isinstance(error, StatusError)
-
-
-class _Wait(wait_base):
-    """The time that the server asked for, else exponential with full jitter up to 30 s."""
-
-    def __init__(self) -> None:
-        self._backoff = wait_random_exponential(multiplier=0.5, max=30, min=0.05)
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
-        asked = error.retry_after if isinstance(error, RequestError) else None
-        if asked is None:
-            return self._backoff(retry_state)
-        return min(asked, _MAX_RETRY_AFTER) * random.uniform(1.0, 1.2)  # so that not all clients come back at once

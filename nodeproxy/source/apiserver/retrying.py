@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from tenacity import AsyncRetrying, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 from tenacity.wait import wait_base
 
 from nodeproxy.source.apiserver.connection import RequestError
 from nodeproxy.source.apiserver.credentials import CredentialsError
+
+_MAX_RETRY_AFTER: Final = 300.0
 
 
 async def again_and_again(once: Callable[[], Awaitable[None]], wait: Callable[[], wait_base]) -> NoReturn:
@@ -28,3 +31,22 @@ async def again_and_again(once: Callable[[], Awaitable[None]], wait: Callable[[]
         async for attempt in retrying:
             with attempt:
                 await once()
+
+
+class Patience(wait_base):
+    """The seconds that the server asked for, else exponential with full jitter up to 30 s."""
+
+    def __init__(self) -> None:
+        self._backoff = wait_random_exponential(multiplier=0.5, max=30, min=0.05)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        error = failure(retry_state)
+        asked = error.retry_after if isinstance(error, RequestError) else None
+        if asked is None:
+            return self._backoff(retry_state)
+        return min(asked, _MAX_RETRY_AFTER) * random.uniform(1.0, 1.2)  # so that not all clients come back at once
+
+
+def failure(retry_state: RetryCallState) -> BaseException | None:
+    """What the last attempt raised, if it did."""
+    return retry_state.outcome.exception() if retry_state.outcome else None
