@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -100,7 +101,10 @@ def orphan(node: Namespace, directory: Path, name: str = "kube-proxy", *argument
         yield pid
     finally:
         with suppress(ProcessLookupError):
+            end = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
+            select.select([end], [], [], 10)  # killed is not yet dead
+            os.close(end)
 
 
 def test_nobody(node: Namespace) -> None:
