@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from nodeproxy.sandbox.agent import AgentFlags, nodeproxy_command
+from nodeproxy.sandbox.agent import AgentFlags, AgentProcess, nodeproxy_command
+from nodeproxy.sandbox.pace import scaled
 from tests.takeover.alone import left_over
 from tests.takeover.held import difference, held
 from tests.takeover.probing import Probing, wait_serving
@@ -32,6 +33,14 @@ def look(node: Node) -> str:
     return node.box.node.command([sys.executable, "-c", LOOK], timeout=60).stdout.strip()
 
 
+def wait_for_words(agent: AgentProcess, words: str) -> None:
+    """Until its log has them; a regular expression."""
+    deadline = time.monotonic() + scaled(30)
+    while not re.search(words, agent.log_text()):
+        assert time.monotonic() < deadline, agent.log_tail()
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("theirs", list(their_modes()))
 def test_kube_proxy_is_known_while_it_runs_and_not_after(node: Node, theirs: Theirs) -> None:
     with node.kube_proxy(theirs) as kube_proxy:
@@ -47,7 +56,8 @@ def test_an_agent_waits_and_takes_over_when_kube_proxy_dies(node: Node, theirs: 
         wait_serving(node.box)
         before = held(node.box.node)
         with node.nodeproxy(way, "--while-another-runs", "wait", ready=False) as agent:
-            time.sleep(3)
+            wait_for_words(agent, "waiting for another service proxy")
+            time.sleep(2)
             assert agent.running(), agent.log_tail()
             assert difference(before, held(node.box.node)) == "", agent.log_tail()
             assert agent.log_text().count("waiting for another service proxy") == 1, agent.log_tail()
@@ -74,11 +84,7 @@ def test_an_agent_that_is_told_to_refuses(node: Node, theirs: Theirs, way: Way) 
 @SAME_VARIANT
 def test_a_second_agent_waits_until_the_first_has_ended(node: Node, theirs: Theirs, way: Way) -> None:
     with node.nodeproxy(way) as first, node.nodeproxy(way, ready=False) as second:
-        known = r"nodeproxy runs on this node \(answers on .*, pid \d+, mode iptables\)"
-        deadline = time.monotonic() + 30
-        while not re.search(known, second.log_text()):
-            assert time.monotonic() < deadline, second.log_tail()
-            time.sleep(0.1)
+        wait_for_words(second, r"nodeproxy runs on this node \(answers on .*, pid \d+, mode iptables\)")
         assert "kube-proxy runs" not in second.log_text()
         first.stop()
         second.wait_ready()
