@@ -6,18 +6,35 @@ can also be had without iptables-restore.
 """
 
 import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 from nodeproxy.kernel.errors import PatchImpossible, PermissionMissing, RestoreRefused, ToolFailed
-from nodeproxy.kernel.legacy.lock import lock_file
+from nodeproxy.kernel.legacy.lock import LOCK_FILE_VARIABLE, lock_file, xtables_lock
 from nodeproxy.kernel.legacy.patch import ChainChanges, LegacyPatcher
 from nodeproxy.kernel.restore_errors import restore_error
-from nodeproxy.kernel.xtables_stamp import ChangeStamp, LegacyStamps, NftStamps, legacy_tables
+from nodeproxy.kernel.xtables_stamp import ChangeStamp, LegacyStamps, NftStamp, NftStamps, legacy_tables
 from nodeproxy.kernel.xtables_tools import Tools, Variant, find_tools, run_tool
 
-__all__ = ["ChainChanges", "ChangeStamp", "Tools", "Variant", "XTables", "find_tools"]
+__all__ = ["ChainChanges", "ChangeStamp", "Tools", "Turn", "Variant", "XTables", "find_tools"]
 
 _PROBE_CHAIN: Final = "NODEPROXY-PROBE"
+_TAKES_A_LOCK_FILE: Final = (1, 8, 6)  # earlier programs lock the usual file, whatever they are told
+
+
+@dataclass(slots=True)
+class Turn:
+    """What is done to the tables in one go, between the stamps `begin` and `end`.
+
+    `end` is None while it goes on, and where somebody else changed the tables in between.
+    """
+
+    begin: ChangeStamp
+    end: ChangeStamp | None = None
+    transactions: int = 0
 
 
 class XTables:
@@ -36,7 +53,9 @@ class XTables:
         self._lock_timeout_seconds = max(1, lock_timeout_seconds)
         self._tools: Tools | None = None
         self._stamps: LegacyStamps | NftStamps | None = None
-        self._patcher = LegacyPatcher(family, self._lock_timeout_seconds) if variant is Variant.LEGACY else None
+        self._patcher = LegacyPatcher(family) if variant is Variant.LEGACY else None
+        self._turn: Turn | None = None
+        self._lock: int | None = None
 
     async def tools(self) -> Tools:
         """The programs that this object runs. Raises ToolMissing."""
@@ -52,6 +71,26 @@ class XTables:
             self._stamps.close()
             self._stamps = None
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Restores and patches in this context are one turn; its end tells whether others changed the tables meanwhile.
+
+        Legacy: the xtables lock is held, so that only programs that ignore it can. Nft has no lock: the kernel counts
+        transactions. Raises LockHeld, ToolMissing, and what `stamp` raises.
+        """
+        async with AsyncExitStack() as stack:
+            if self.variant is Variant.LEGACY and _version(await self.tools()) >= _TAKES_A_LOCK_FILE:
+                with suppress(OSError):  # iptables says what is wrong with the file
+                    self._lock = await stack.enter_async_context(xtables_lock(self._lock_timeout_seconds))
+            self._turn = turn = Turn(await self.stamp())
+            try:
+                yield turn
+            finally:
+                self._turn = self._lock = None
+            end = await self.stamp()
+            if not isinstance(turn.begin, NftStamp) or end == NftStamp(turn.begin.generation + turn.transactions):
+                turn.end = end
+
     async def restore(self, text: bytes | str) -> None:
         """Carry out the transactions in `text` (iptables-save format), leaving every chain alone that it does not name.
 
@@ -66,7 +105,7 @@ class XTables:
         # No --wait-interval: 1.8.9 deprecates it. Without --wait legacy restore waits for the lock without end.
         program = (await self.tools()).restore
         arguments = [program, "--noflush", "--wait", str(self._lock_timeout_seconds)]
-        status, _, stderr = await run_tool(arguments, data)
+        status, stderr = await self._run_restore(arguments, data)
         if status != 0:
             raise restore_error(
                 stderr,
@@ -76,20 +115,38 @@ class XTables:
                 waited_seconds=self._lock_timeout_seconds,
                 lock_file=lock_file(),
             )
+        if self._turn is not None:
+            self._turn.transactions += data.count(b"\nCOMMIT\n")
+
+    async def _run_restore(self, arguments: list[str], data: bytes) -> tuple[int, str]:
+        """Run it. Where we hold the xtables lock it shares that, and locks a file of its own instead."""
+        if self._lock is None:
+            status, _, stderr = await run_tool(arguments, data)
+            return status, stderr
+        other = os.memfd_create("xtables.lock")
+        try:
+            environment = {LOCK_FILE_VARIABLE: f"/proc/self/fd/{other}"}
+            status, _, stderr = await run_tool(arguments, data, environment=environment, inherit=(self._lock, other))
+        finally:
+            os.close(other)
+        return status, stderr
 
     async def patch(self, table: str, changes: ChainChanges) -> None:
         """Change user-defined chains of a legacy table, all of them or none, with the outcome that `restore` would have.
 
-        In large tables several times as fast. On cancellation it is carried out all the same. Raises PatchImpossible where
-        `restore` has to do it (always in the nft variant), and LockHeld.
+        In large tables several times as fast. Only in a turn. On cancellation it is carried out all the same. Raises
+        PatchImpossible where `restore` has to do it (always in the nft variant).
         """
         if self._patcher is None:
             raise PatchImpossible("not a legacy table")
+        if self._lock is None:
+            raise PatchImpossible("without the xtables lock")
         task = asyncio.ensure_future(asyncio.to_thread(self._patcher.patch, table, changes))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
+            task.exception()  # whatever it was, the next one to look will see
             raise
 
     async def save(self, table: str, *, counters: bool = False) -> str:
@@ -140,3 +197,7 @@ class XTables:
         except (RestoreRefused, ToolFailed):
             return False
         return True
+
+
+def _version(tools: Tools) -> tuple[int, ...]:
+    return tuple(int(part) for part in tools.version.split(".") if part)

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 from nodeproxy.kernel.errors import ToolMissing
@@ -36,6 +38,7 @@ class Tools:
 
 
 _VERSION: Final = re.compile(r"v(\d[\d.]*)(?:\s+\((\w+)\))?")
+_NO_MORE: Final[Mapping[str, str]] = MappingProxyType({})
 _HINT: Final = "install the iptables package (1.8 or later) of the node's distribution"
 
 
@@ -70,11 +73,14 @@ def version_of(program: str) -> tuple[str, Variant] | None:
     return match[1], Variant.NFT if match[2] == "nf_tables" else Variant.LEGACY
 
 
-async def run_tool(arguments: list[str], text: bytes = b"") -> tuple[int, bytes, str]:
+async def run_tool(
+    arguments: list[str], text: bytes = b"", *, environment: Mapping[str, str] = _NO_MORE, inherit: Collection[int] = ()
+) -> tuple[int, bytes, str]:
     """Run a program with `text` on its standard input: (exit status, standard output, standard error).
 
-    A status below 0 is the signal that ended it. If the caller is cancelled the program is killed and waited for; iptables
-    commits a table at a time, so each table is then either changed wholly or not at all. Raises ToolMissing.
+    `environment`: variables beside our own. `inherit`: descriptors that it gets, too. A status below 0 is the signal that
+    ended it. If the caller is cancelled the program is killed and waited for; iptables commits a table at a time, so each
+    table is then either changed wholly or not at all. Raises ToolMissing.
     """
     stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
     try:
@@ -88,7 +94,8 @@ async def run_tool(arguments: list[str], text: bytes = b"") -> tuple[int, bytes,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},
+                env={**os.environ, "LC_ALL": "C", **environment},
+                pass_fds=inherit,
             )
         except FileNotFoundError as error:
             raise ToolMissing(arguments[0], _HINT) from error

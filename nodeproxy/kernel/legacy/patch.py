@@ -9,31 +9,31 @@ Nothing is guessed. Forms of rules are used once a rule that iptables wrote was 
 else, and in any doubt, PatchImpossible is raised before anything was changed, for iptables to do it.
 """
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Final, NamedTuple
 
-from nodeproxy.kernel.errors import FeatureMissing, KernelError, PatchImpossible, PermissionMissing, RequestRefused
+from nodeproxy.kernel.errors import FeatureMissing, PatchImpossible, PermissionMissing, RequestRefused
 from nodeproxy.kernel.legacy.blob import NotUnderstood, TableBlob
 from nodeproxy.kernel.legacy.edits import change
 from nodeproxy.kernel.legacy.encoder import EncodedRule, NotEncodable, RuleEncoder
-from nodeproxy.kernel.legacy.lock import xtables_lock
 from nodeproxy.kernel.legacy.socket import LegacySocket, TableInfo
 
 Rules = Sequence[str]
-_MAX_EXAMPLES: Final = 1000
+_MAX_EXAMPLES: Final = 5000
+"""Rules that are compared with what iptables wrote, at most, in one search: about 0.15 s, while others wait for the lock."""
 _MAX_CHAINS: Final = 1000
 _NEW_CHAIN: Final = "new chain"
-_MAX_MISSES: Final = 3
-"""How often a form may be sought among what iptables wrote, in vain, before it is given up: looking takes a while."""
+_MAX_DISAGREEMENTS: Final = 3
+"""How often iptables may be found to write a form otherwise, before the form is given up."""
 
 
 class ChainChanges(NamedTuple):
     """What is to change in a table: chains with all their rules, and chains that go.
 
-    `ours` tells by name which chains nobody else writes to. `examples` are chains that iptables wrote, with their rules: as
-    many as are needed are looked at.
+    `ours` tells by name which chains nobody else writes to. `examples` are chains that iptables wrote, with their rules,
+    some of every kind: as many as are needed are looked at.
     """
 
     chains: Mapping[str, Rules]
@@ -45,16 +45,15 @@ class ChainChanges(NamedTuple):
 class LegacyPatcher:
     """Changes tables of one family (4 or 6). One call at a time, in any thread of one network namespace."""
 
-    def __init__(self, family: int, lock_timeout_seconds: int) -> None:
+    def __init__(self, family: int) -> None:
         self._family = family
-        self._lock_timeout_seconds = lock_timeout_seconds
         self._encoder = RuleEncoder(family)
         self._socket: LegacySocket | None = None
         self._tables: dict[str, TableBlob] = {}
         self._first_of_ours: dict[str, str] = {}
         self._known: set[str] = set()
-        self._misses: Counter[str] = Counter()
-        self._left_to_iptables: dict[str, Rules] = {}
+        self._disagreements: Counter[str] = Counter()
+        self._left_to_iptables: dict[str, Mapping[str, Rules]] = {}
 
     def close(self) -> None:
         """Close the socket, and forget the tables."""
@@ -69,14 +68,12 @@ class LegacyPatcher:
         self._first_of_ours.clear()
 
     def patch(self, table: str, changes: ChainChanges) -> None:
-        """Make the changes: all of them or none. Blocks for as long as the kernel takes, and as the lock is held.
+        """Make the changes: all of them or none. Blocks for as long as the kernel takes. Hold the xtables lock.
 
-        Raises PatchImpossible, LockHeld.
+        Raises PatchImpossible.
         """
         try:
-            rules = self._encoded(changes)
-            with xtables_lock(self._lock_timeout_seconds):
-                self._patch(table, changes, rules)
+            self._patch(table, changes, self._encoded(changes))
         except (
             RequestRefused,
             PermissionMissing,
@@ -84,12 +81,14 @@ class LegacyPatcher:
             NotUnderstood,
             NotEncodable,
             ValueError,
+            LookupError,
+            struct.error,
             OSError,
         ) as error:
             self._tables.pop(table, None)
+            if len(changes.chains) <= _MAX_CHAINS:
+                self._left_to_iptables[table] = changes.chains
             raise PatchImpossible(str(error)) from error
-        except KernelError:
-            raise
         except BaseException:
             self._tables.pop(table, None)
             raise
@@ -98,7 +97,7 @@ class LegacyPatcher:
         if len(changes.chains) + len(changes.removed) > _MAX_CHAINS:
             raise NotEncodable("more than iptables does as fast")
         encoded = {chain: [self._encoder.encode(rule) for rule in rules] for chain, rules in changes.chains.items()}
-        given_up = {part for part in _parts(encoded) if self._misses[part] >= _MAX_MISSES}
+        given_up = {part for part in _parts(encoded) - self._known if self._disagreements[part] >= _MAX_DISAGREEMENTS}
         if given_up:
             raise NotEncodable(f"not as iptables writes it: {', '.join(sorted(given_up))}")
         return encoded
@@ -109,7 +108,7 @@ class LegacyPatcher:
         if info is None:
             raise NotUnderstood(f"no table {table}")
         blob = self._current(sock, table, info, changes.ours)
-        self._require(blob, changes, rules)
+        self._require(blob, table, changes, rules)
         counters = change(blob, self._encoder, rules, changes.removed)
         del self._tables[table]  # until the kernel has it
         old_counters = sock.replace(table, info, blob.info, blob.buffer)
@@ -143,8 +142,15 @@ class LegacyPatcher:
             self._first_of_ours[table] = blob.names[begin]
         return begin
 
-    def _require(self, blob: TableBlob, changes: ChainChanges, rules: Mapping[str, Sequence[EncodedRule]]) -> None:
+    def _require(
+        self, blob: TableBlob, table: str, changes: ChainChanges, rules: Mapping[str, Sequence[EncodedRule]]
+    ) -> None:
         """Make sure that all forms of rules in use are known to be encoded as iptables does. Raises NotEncodable."""
+        left = _MAX_EXAMPLES
+        for chain, texts in self._left_to_iptables.pop(table, {}).items():
+            if len(texts) <= left:
+                left -= len(texts)
+                self._learn(blob, chain, texts)
         needed = _parts(rules)
         if any(chain not in blob for chain in rules):
             needed.add(_NEW_CHAIN)
@@ -153,27 +159,33 @@ class LegacyPatcher:
         name = blob.names[0] if blob.names else ""
         if name and blob.ends(name) == (self._encoder.chain_head(name), self._encoder.chain_foot()):
             self._known.add(_NEW_CHAIN)
-        examples = [*self._left_to_iptables.items()]
-        self._left_to_iptables = {}
-        for chain, texts in (*examples, *islice(changes.examples(), _MAX_EXAMPLES)):
+        unlike = set[str]()
+        for chain, texts in changes.examples():
             if needed <= self._known:
                 return
-            self._learn(blob, chain, texts)
+            if len(texts) <= left and chain not in changes.chains:  # else it is not yet as the example says
+                left -= len(texts)
+                unlike |= self._learn(blob, chain, texts)
         if missing := needed - self._known:
-            self._left_to_iptables = dict(changes.chains)
-            self._misses.update(missing)
+            self._disagreements.update(missing & unlike)
             raise NotEncodable(f"not seen from iptables yet: {', '.join(sorted(missing))}")
 
-    def _learn(self, blob: TableBlob, chain: str, texts: Rules) -> None:
-        if chain not in blob:
-            return
-        for text, present in zip(texts, blob.rules(chain), strict=False):
+    def _learn(self, blob: TableBlob, chain: str, texts: Rules) -> set[str]:
+        """Compare the rules of a chain with the kernel's. Returns the forms of those that iptables wrote otherwise."""
+        unlike = set[str]()
+        present = list(blob.rules(chain)) if chain in blob else []
+        if len(present) != len(texts):
+            return unlike  # somebody else wrote to it
+        for text, rule in zip(texts, present, strict=True):
             try:
-                rule = self._encoder.encode(text)
+                encoded = self._encoder.encode(text)
             except (NotEncodable, ValueError):
                 continue
-            if (rule.entry, rule.chain) == present:
-                self._known |= rule.parts
+            if (encoded.entry, encoded.chain) == rule:
+                self._known |= encoded.parts
+            else:
+                unlike |= encoded.parts
+        return unlike
 
 
 def _parts(rules: Mapping[str, Sequence[EncodedRule]]) -> set[str]:

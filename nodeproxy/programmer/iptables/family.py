@@ -142,7 +142,7 @@ class FamilyProgrammer:
         if differs:
             self._forget()
         else:
-            self._tables.accept_look()
+            self._tables.confirm()
         return differs
 
     async def cleanup(self) -> None:
@@ -152,7 +152,7 @@ class FamilyProgrammer:
             kernel = await self._tables.read()
             text = tx.render(tx.cleanup(jumps(self.family, self._config), kernel))
             if text:
-                await self._restore(text)
+                await self._tables.restore(text, after_read=True)
             await self._sets.keep_only(())
         except KernelError as error:
             raise ProgrammingError(f"IPv{int(self.family)}: {error}") from error
@@ -204,9 +204,9 @@ class FamilyProgrammer:
     async def _restore_full(self, wanted: Chains, kernel: Mapping[str, TableSnapshot]) -> None:
         transaction = tx.full(wanted, jumps(self.family, self._config), kernel)
         if text := tx.render(transaction):
-            await self._restore(text)
+            await self._tables.restore(text, after_read=True)
         else:
-            await self._tables.confirm()
+            self._tables.confirm()
         self.counter.all(wanted, {table: part.change for table, part in transaction.items()})
 
     async def _find_refused(self, ruleset: Ruleset, error: RestoreRefused | ToolFailed) -> dict[ServicePortKey, str]:
@@ -241,9 +241,6 @@ class FamilyProgrammer:
             middle = len(keys) // 2
             return await self._probe(ruleset, keys[:middle]) | await self._probe(ruleset, keys[middle:])
         return {}
-
-    async def _restore(self, text: str) -> None:
-        await self._tables.restore(text, after_read=self._ruleset is None)
 
     def _change_health_ports(self, ruleset: Ruleset, plan: Plan, ports: frozenset[int]) -> None:
         changes = dict.fromkeys(ports - self._health_ports, True) | dict.fromkeys(self._health_ports - ports, False)

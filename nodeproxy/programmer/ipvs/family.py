@@ -150,7 +150,7 @@ class FamilyProgrammer:
             if any(tx.full(self._chains(self._wanted), jumps(), kernel).values()):
                 differs = "rules"
             else:
-                self._tables.accept_look()
+                self._tables.confirm()
         if differs:
             self._wanted = None
         return differs
@@ -192,7 +192,7 @@ class FamilyProgrammer:
         if text:
             await self._tables.restore(text, after_read=True)
         else:
-            await self._tables.confirm()
+            self._tables.confirm()
         self.counter.all(rules, {table: part.change for table, part in transaction.items()})
         self._wanted = wanted
         return refused | await asyncio.to_thread(self._finish_full, wanted, change)

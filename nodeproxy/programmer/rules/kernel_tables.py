@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
@@ -21,6 +22,9 @@ _log = structlog.get_logger(__name__)
 # Others may change the tables all the time (a CNI plugin with every pod). Reading large ones back costs a second of CPU, so
 # after each look there is a rest of this many times as long. The first change after a quiet time is looked at right away.
 _REST_PER_LOOK = 10
+
+# The stamps of legacy tables do not tell of a rule that was exchanged for one of the same size.
+_LOOK_ANYWAY_SECONDS = 600.0
 
 Snapshots = dict[str, TableSnapshot]
 
@@ -41,6 +45,7 @@ class KernelTables:
         self._stamp: ChangeStamp | None = None
         self._seen: ChangeStamp | None = None
         self._look_again_at = 0.0
+        self._look_anyway_at = 0.0
         self.left_to_iptables = 0
 
     async def probe(self, hairpin: str) -> Features:
@@ -61,28 +66,36 @@ class KernelTables:
 
     async def read(self) -> Snapshots:
         """The tables as they are."""
+        self._seen = await self.xtables.stamp()
+        self._look_anyway_at = time.monotonic() + _LOOK_ANYWAY_SECONDS
         found = parse_tables(await self.xtables.save_all())
         return {table: found.get(table, TableSnapshot({}, frozenset())) for table in (*self._tables, *self._others)}
 
     async def restore(self, text: str, *, after_read: bool) -> None:
-        """Carry out a transaction. `after_read`: the tables were just read, so what others changed before is known."""
-        undisturbed = after_read or (await self.xtables.stamp()) == self._stamp
-        await self.xtables.restore(text)
-        # Where somebody else changed the tables since our last look, the next audit must read them.
-        self._stamp = await self.xtables.stamp() if undisturbed else None
+        """Carry out a transaction. `after_read`: it takes into account all that was there when the tables were read."""
+        async with self._changing(self._seen if after_read else self._stamp):
+            await self.xtables.restore(text)
 
     async def change(self, changes: Mapping[str, TableChange], examples: Examples) -> None:
         """Carry out changes of our chains, table by table. Those of legacy tables without iptables where that can be."""
-        undisturbed = (await self.xtables.stamp()) == self._stamp
         left = dict(changes)
-        if self.xtables.variant is Variant.LEGACY:
-            for table, change in changes.items():
-                if change and not await self._patched(table, change, examples):
-                    break
-                del left[table]
-        if text := tx.render(tx.incremental(left)):
-            await self.xtables.restore(text)
-        self._stamp = await self.xtables.stamp() if undisturbed else None
+        async with self._changing(self._stamp):
+            if self.xtables.variant is Variant.LEGACY:
+                for table, change in changes.items():
+                    if change and not await self._patched(table, change, examples):
+                        break
+                    del left[table]
+            if text := tx.render(tx.incremental(left)):
+                await self.xtables.restore(text)
+
+    @asynccontextmanager
+    async def _changing(self, known: ChangeStamp | None) -> AsyncIterator[None]:
+        """Where somebody else changed the tables since they had the stamp `known`, the next audit must read them."""
+        self._stamp = None
+        async with self.xtables.turn() as turn:
+            yield
+        if turn.begin == known:
+            self._stamp = turn.end
 
     async def _patched(self, table: str, change: TableChange, examples: Examples) -> bool:
         changes = ChainChanges(change.chains, change.removed, is_ours, lambda: examples(table))
@@ -94,27 +107,23 @@ class KernelTables:
             return False
         return True
 
-    async def confirm(self) -> None:
-        """The tables were just read and are as wanted."""
-        self._stamp = await self.xtables.stamp()
+    def confirm(self) -> None:
+        """What `read` returned is as wanted."""
+        self._stamp = self._seen
 
     async def look(self, anyway: bool = False) -> Snapshots | None:
         """The tables, if somebody else changed them since they were last confirmed; None if nobody did, or while resting.
 
-        `anyway`: the tables in any case.
+        `anyway`: the tables in any case. Those of legacy also from time to time.
         """
         stamp = await self.xtables.stamp()
         start = time.monotonic()
+        anyway = anyway or (self.xtables.variant is Variant.LEGACY and start >= self._look_anyway_at)
         if not anyway and (stamp == self._stamp or start < self._look_again_at):
             return None
-        self._seen = stamp
         kernel = await self.read()
         self._look_again_at = time.monotonic() + _REST_PER_LOOK * (time.monotonic() - start)
         return kernel
-
-    def accept_look(self) -> None:
-        """What `look` returned is as wanted."""
-        self._stamp = self._seen
 
 
 def _say_waiting(state: RetryCallState) -> None:

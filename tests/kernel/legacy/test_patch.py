@@ -1,7 +1,6 @@
 """Changing legacy tables without iptables: what comes out is what iptables makes of the same change, byte for byte."""
 
 import asyncio
-import fcntl
 import os
 import random
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeproxy.kernel.errors import LockHeld, PatchImpossible
+from nodeproxy.kernel.errors import PatchImpossible
 from nodeproxy.kernel.legacy.encoder import EncodedRule, RuleEncoder
 from nodeproxy.kernel.legacy.patch import ChainChanges, LegacyPatcher
 from nodeproxy.kernel.legacy.socket import ENTRIES_HEAD, LegacySocket, TableInfo
@@ -160,7 +159,7 @@ def test_random_changes_come_out_as_by_iptables(
     foreign = FOREIGN + (":cali-PREROUTING - [0:0]\n-A cali-PREROUTING -j CNI-HOSTPORT-DNAT\n" if behind else "")
     for namespace in (netns, twin):
         restore(namespace, family, text_of(wanted.chains, foreign=foreign))
-    patcher = LegacyPatcher(family, 5)
+    patcher = LegacyPatcher(family)
     patched = 0
     for _ in range(40):
         examples = dict(wanted.chains)
@@ -188,7 +187,7 @@ def test_counters_stay_but_for_chains_that_change(netns: NetworkNamespace, famil
     counted = re.sub("^-A", lambda _: f"[{next(number)}:{next(number) * 60}] -A", text, flags=re.MULTILINE)
     restore(netns, family, counted, "--counters")
     before = saved(netns, family)
-    patcher = LegacyPatcher(family, 5)
+    patcher = LegacyPatcher(family)
     name = next(name for name, rules in wanted.chains.items() if name.startswith("KUBE-SVC") and rules)
     longer = {name: [*wanted.chains[name], wanted.chains[name][0]]}
     netns.run(patcher.patch, "nat", changes(longer, (), wanted.chains))
@@ -218,7 +217,7 @@ def test_what_others_changed_meanwhile_stays(netns: NetworkNamespace, command: s
     wanted = Wanted(4, 3)
     behind = ":cali-PREROUTING - [0:0]\n-A cali-PREROUTING -s 192.0.2.1 -j RETURN\n" if "cali" in command else ""
     restore(netns, 4, text_of(wanted.chains, foreign=FOREIGN + behind))
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     names = [name for name in wanted.chains if name.startswith("KUBE-SVC")]
     for name in names[:2]:
         netns.run(patcher.patch, "nat", changes({name: ["-j KUBE-MARK-MASQ"]}, (), wanted.chains))
@@ -236,7 +235,7 @@ def test_only_what_is_before_our_chains_is_read_again(netns: NetworkNamespace, m
     whole: list[str] = []
     entries = LegacySocket.entries
     monkeypatch.setattr(LegacySocket, "entries", lambda self, table, info: whole.append(table) or entries(self, table, info))
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     name = next(name for name in wanted.chains if name.startswith("KUBE-SVC"))
     for address in ("10.0.7.1", "10.0.7.2", "10.0.7.3"):
         rule = f"-p tcp -j DNAT --to-destination {address}:8080"
@@ -260,7 +259,7 @@ def test_a_change_by_somebody_without_the_lock_is_not_undone(
         return replace(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LegacySocket, "replace", late)
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     name = next(name for name in wanted.chains if name.startswith("KUBE-SVC"))
     change = changes({name: ["-j KUBE-MARK-MASQ"] * 9}, (), wanted.chains)
     before = [line for line in saved(netns, 4) if "192.0.2.9" not in line]
@@ -285,7 +284,7 @@ def impossible(netns: NetworkNamespace, patcher: LegacyPatcher, change: ChainCha
 def test_forms_are_used_only_once_iptables_wrote_one(netns: NetworkNamespace) -> None:
     chains: Chains = {"KUBE-SERVICES": ["-d 10.0.0.1/32 -j KUBE-SVC-A"], "KUBE-SVC-A": ["-j KUBE-MARK-MASQ"]}
     restore(netns, 4, text_of(chains, foreign=FOREIGN))
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     new = {"KUBE-SVC-A": ["-p tcp -j DNAT --to-destination 10.0.0.2:80"]}
     impossible(netns, patcher, changes(new, (), chains), "not seen from iptables yet: -j DNAT, -p tcp")
     restore(netns, 4, text_of(new))
@@ -293,6 +292,24 @@ def test_forms_are_used_only_once_iptables_wrote_one(netns: NetworkNamespace) ->
     newer = {"KUBE-SVC-A": ["-p tcp -j DNAT --to-destination 10.0.0.3:81"]}
     netns.run(patcher.patch, "nat", changes(newer, (), chains))  # learned from what was left to iptables
     assert f"[0:0] -A KUBE-SVC-A {newer['KUBE-SVC-A'][0]}" in saved(netns, 4)
+    patcher.close()
+
+
+def test_a_form_that_comes_and_goes_is_learned(netns: NetworkNamespace) -> None:
+    """Also if nothing is to be written in that form when it is seen, and if another table is changed meanwhile."""
+    chains: Chains = {"KUBE-SERVICES": ["-d 10.0.0.1/32 -j KUBE-SVC-A"], "KUBE-SVC-A": ["-j KUBE-MARK-MASQ"]}
+    restore(netns, 4, text_of(chains, foreign=FOREIGN))
+    netns.command(tool(4), "-t", "filter", "-N", "KUBE-SERVICES")
+    patcher = LegacyPatcher(4)
+    comes, goes = {"KUBE-SVC-A": ["-p tcp -j DNAT --to-destination 10.0.0.2:80"]}, {"KUBE-SVC-A": chains["KUBE-SVC-A"]}
+    for _ in range(4):  # for as long as iptables does not come to write it
+        impossible(netns, patcher, changes(comes, (), chains), "not seen from iptables yet: -j DNAT, -p tcp")
+    restore(netns, 4, text_of(comes))
+    patcher.forget()
+    netns.run(patcher.patch, "filter", changes({"KUBE-SERVICES": []}))
+    netns.run(patcher.patch, "nat", changes(goes, (), chains))
+    netns.run(patcher.patch, "nat", changes(comes, (), chains))
+    assert f"[0:0] -A KUBE-SVC-A {comes['KUBE-SVC-A'][0]}" in saved(netns, 4)
     patcher.close()
 
 
@@ -307,7 +324,7 @@ def test_an_encoding_unlike_that_of_iptables_is_not_used(netns: NetworkNamespace
 
     monkeypatch.setattr(RuleEncoder, "encode", other)
     new = {"KUBE-SVC-0000000000000000": ["-p tcp -j DNAT --to-destination 10.0.0.2:80"]}
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     for _ in range(3):
         impossible(netns, patcher, changes(new, (), wanted.chains), "not seen from iptables yet: -j DNAT")
     monkeypatch.setattr(LegacySocket, "entries", None)  # given up: nothing is read any more
@@ -332,7 +349,7 @@ def test_what_cannot_be_done_leaves_the_table_as_it_is(
 ) -> None:
     present: Chains = {"KUBE-SERVICES": ["-d 10.0.0.1/32 -j KUBE-SVC-A"], "KUBE-SVC-A": ["-j KUBE-MARK-MASQ"]}
     restore(netns, 4, text_of(present, foreign=FOREIGN))
-    patcher = LegacyPatcher(4, 5)
+    patcher = LegacyPatcher(4)
     impossible(netns, patcher, changes(chains, removed, present), why)
     netns.run(patcher.patch, "nat", changes({"KUBE-SVC-A": ["-j KUBE-MARK-MASQ"] * 2}, (), present))
     patcher.close()
@@ -340,28 +357,32 @@ def test_what_cannot_be_done_leaves_the_table_as_it_is(
 
 def test_an_absent_table_and_an_unreadable_order_are_left_to_iptables(netns: NetworkNamespace) -> None:
     with pytest.raises(PatchImpossible):
-        netns.run(LegacyPatcher(4, 5).patch, "nosuch", changes({"A": []}))
+        netns.run(LegacyPatcher(4).patch, "nosuch", changes({"A": []}))
     with pytest.raises(PatchImpossible):
         netns.run_async(lambda: XTables(Variant.NFT, 4).patch("nat", changes({"A": []})))
 
 
-def test_waits_for_the_lock_and_gives_up(netns: NetworkNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    restore(netns, 4, text_of({"KUBE-SVC-A": []}))
-    with (tmp_path / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LockHeld):
-            netns.run(LegacyPatcher(4, 1).patch, "nat", changes({"KUBE-SVC-A": []}))
+def test_without_the_lock_it_is_left_to_iptables(
+    netns: NetworkNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "no" / "such" / "directory"))
-    with pytest.raises(PatchImpossible, match="No such file"):
-        netns.run(LegacyPatcher(4, 1).patch, "nat", changes({"KUBE-SVC-A": []}))
+
+    async def work() -> None:
+        tables = XTables(Variant.LEGACY, 4)
+        with pytest.raises(PatchImpossible, match="without the xtables lock"):
+            await tables.patch("nat", changes({"KUBE-SVC-A": []}))
+        async with tables.turn():
+            with pytest.raises(PatchImpossible, match="without the xtables lock"):
+                await tables.patch("nat", changes({"KUBE-SVC-A": []}))
+
+    netns.run_async(work)
 
 
 def test_without_privilege_it_is_left_to_iptables_to_say_so(netns: NetworkNamespace) -> None:
     code = """
 from nodeproxy.kernel.legacy.patch import ChainChanges, LegacyPatcher
 try:
-    LegacyPatcher(4, 1).patch("nat", ChainChanges({"A": []}, set(), str.isupper, dict))
+    LegacyPatcher(4).patch("nat", ChainChanges({"A": []}, set(), str.isupper, dict))
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -375,9 +396,10 @@ def test_restore_makes_the_next_patch_look_again(netns: NetworkNamespace) -> Non
 
     async def work() -> None:
         tables = XTables(Variant.LEGACY, 4)
-        await tables.patch("nat", changes({"KUBE-SVC-A": ["-d 10.0.0.2/32 -j RETURN"]}, (), chains))
-        await tables.restore(text_of({"KUBE-SVC-B": ["-d 10.0.0.3/32 -j RETURN"]}))
-        await tables.patch("nat", changes({"KUBE-SVC-C": ["-d 10.0.0.4/32 -j RETURN"]}, (), chains))
+        async with tables.turn():
+            await tables.patch("nat", changes({"KUBE-SVC-A": ["-d 10.0.0.2/32 -j RETURN"]}, (), chains))
+            await tables.restore(text_of({"KUBE-SVC-B": ["-d 10.0.0.3/32 -j RETURN"]}))
+            await tables.patch("nat", changes({"KUBE-SVC-C": ["-d 10.0.0.4/32 -j RETURN"]}, (), chains))
         tables.close()
 
     netns.run_async(work)
@@ -386,16 +408,18 @@ def test_restore_makes_the_next_patch_look_again(netns: NetworkNamespace) -> Non
 
 
 def test_a_cancelled_patch_is_carried_out(netns: NetworkNamespace) -> None:
-    chains: Chains = {"KUBE-SVC-A": ["-d 10.0.0.1/32 -j RETURN"]}
+    chains: Chains = {f"KUBE-SVC-{name}": ["-d 10.0.0.1/32 -j RETURN"] for name in "AB"}
     restore(netns, 4, text_of(chains))
 
     async def work() -> None:
         tables = XTables(Variant.LEGACY, 4)
-        task = asyncio.create_task(tables.patch("nat", changes({"KUBE-SVC-A": ["-d 10.0.0.9/32 -j RETURN"]}, (), chains)))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        async with tables.turn():
+            change = changes({"KUBE-SVC-A": ["-d 10.0.0.9/32 -j RETURN"]}, (), chains)
+            task = asyncio.create_task(tables.patch("nat", change))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     netns.run_async(work)
     assert "[0:0] -A KUBE-SVC-A -d 10.0.0.9/32 -j RETURN" in saved(netns, 4)
