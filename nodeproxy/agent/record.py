@@ -67,8 +67,9 @@ class Record:
         now = self._now()
         self.last_sync = LastSync(at=rfc3339(now), seconds=seconds, full=full, rows=rows)
         self.sync_error = self.retry_at = None
-        if self._drifts and self._drifts[-1].repaired is None:
-            self._drifts[-1] = replace(self._drifts[-1], repaired=rfc3339(now))
+        for number, drift in enumerate(self._drifts):
+            if drift.repaired is None:
+                self._drifts[number] = replace(drift, repaired=rfc3339(now))
 
     def sync_failed(self, error: str, retry_seconds: float) -> None:
         """A sync failed, and is tried again after so many seconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from nodeproxy.configuration.agent_config import Mode
 
 if TYPE_CHECKING:
     from nodeproxy.compare.comparison import Report
+    from nodeproxy.compare.results import Comparison
 
 _VARIANTS: Final = ("legacy", "nft")
 _EPILOG: Final = (
@@ -75,6 +76,7 @@ def compare(
         fail("compare needs root: it makes network namespaces")
     if find_spec("nodeproxy.compare") is None:
         fail("compare is not in this image, whose pods make no network namespaces: take a snapshot, and compare elsewhere")
+    write_html = None if html_path is None else _html_writer(html_path)
     snapshot = snapshot_of(context)
 
     import msgspec  # noqa: PLC0415
@@ -97,8 +99,6 @@ def compare(
             comparison = run(snapshot, wanted, report)
     except CompareError as error:
         fail(str(error))
-    if html_path is not None:
-        _write_html(comparison, html_path)
     if output == "json":
         click.echo(msgspec.json.encode(comparison))
     else:
@@ -107,6 +107,8 @@ def compare(
         from nodeproxy.compare.table import show  # noqa: PLC0415
 
         show(comparison, Console(width=None if sys.stdout.isatty() else 140))
+    if write_html is not None:
+        write_html(comparison)
     context.exit(int(comparison.failed))
 
 
@@ -128,15 +130,21 @@ def _found_variant() -> str:
         fail(str(error))
 
 
-def _write_html(comparison: Any, path: Path) -> None:
+def _html_writer(path: Path) -> Callable[[Comparison], None]:
+    """What writes the report; ends the command now where it could not, before there is anything to lose."""
     try:
         from nodeproxy.compare import html  # noqa: PLC0415
     except ImportError as error:
         fail(f"--html needs {error.name}: pip install 'nodeproxy[compare]'")
-    try:
-        html.write(comparison, path)
-    except OSError as error:
-        fail(f"--html {path}: {error.strerror or error}")
+
+    def told(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            fail(f"--html {error.filename or path}: {error.strerror or error}")
+
+    told(lambda: html.make_room(path))
+    return lambda comparison: told(lambda: html.write(comparison, path))
 
 
 @contextmanager

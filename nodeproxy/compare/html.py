@@ -23,9 +23,14 @@ from nodeproxy.compare.results import Comparison, ModeResult
 _COUNTS_DRAWN: Final = 6
 
 
-def write(comparison: Comparison, path: Path) -> None:
-    """Write the report; its directory is made. Raises OSError."""
+def make_room(path: Path) -> None:
+    """Make the file and its directory where they are not there yet. Raises OSError where they could not be written to."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+
+
+def write(comparison: Comparison, path: Path) -> None:
+    """Write the report. Raises OSError."""
     path.write_text(render(comparison), encoding="utf-8")
 
 

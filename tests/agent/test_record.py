@@ -47,11 +47,12 @@ def test_drift_is_repaired_by_the_next_sync(record: Record, clock: list[float]) 
     assert record.drifts[-1].differs[-1] == "and 10 more" and len(record.drifts[-1].differs) == 21
     clock[0] += 1
     record.sync_failed("no", 2.0)
-    assert record.drifts[-1].repaired is None
+    record.audited(["rules of IPv6"])
+    assert [drift.repaired for drift in record.drifts] == [None, None]
     clock[0] += 1
     record.synced(0.1, True, 3)
-    assert record.drifts[-1].repaired == "2023-11-14T22:13:22Z"
-    assert (record.audits, record.sync_error, record.retry_at) == (2, None, None)
+    assert [drift.repaired for drift in record.drifts] == ["2023-11-14T22:13:22Z"] * 2
+    assert (record.audits, record.sync_error, record.retry_at) == (3, None, None)
 
 
 GOOD_SYNC = SyncState(first_done=True, pending=0, in_time=True)

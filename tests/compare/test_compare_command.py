@@ -23,8 +23,10 @@ from nodeproxy.compare.results import Comparison, ModeResult
 from nodeproxy.compare.table import show
 from nodeproxy.configuration.agent_config import Mode
 from nodeproxy.snapshot.model import Snapshot
+from nodeproxy.source.events import Refused
 from tests.ways import IPVS_NFT, Way, ipvs
 
+REPOSITORY = Path(__file__).parents[2]
 NODE_FLAGS = ("--hostname-override", NODE, "--cluster-cidr", "10.0.0.0/8,fd00:10::/32")
 
 
@@ -45,6 +47,14 @@ def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
     result = command(*arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_make_compare_says_before_the_help_of_the_command_what_it_takes_itself() -> None:
+    program = [sys.executable, "-m", "hack.compare", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    said, _, rest = done.stdout.partition("\n")
+    assert said.startswith("Takes 2,000 made-up Services unless ")
+    assert rest.strip().startswith("Usage: nodeproxy compare")
 
 
 @pytest.mark.kernel
@@ -118,6 +128,21 @@ def test_a_disagreement_tells_what_other_modes_did(tmp_path: Path) -> None:
     assert "1 disagreement" in out.getvalue()
 
 
+def test_what_cannot_be_read_is_counted_apart_from_what_cannot_be_programmed(tmp_path: Path) -> None:
+    taken = snapshot(every_sort(), tmp_path)
+    taken = msgspec.structs.replace(taken, refused=(Refused(None, "cut short", "a.json"),), origin="from \x1b[31m")
+    found = compare(taken, Options([Mode.IPTABLES], ["nft"]), lambda *_: None, nothing)
+    assert (found.refused[0], found.left_out) == ("a.json: cut short", 1)
+    found = msgspec.structs.replace(found, refused=(*found.refused, "Service a/b: spec.ports: broken"))
+    out = io.StringIO()
+    show(found, Console(file=out, width=160))
+    assert "1 objects or files cannot be read, and are left out" in out.getvalue()
+    assert "1 parts of objects cannot be programmed, such as: Service a/b: spec.ports: broken" in out.getvalue()
+    assert "a.json" not in out.getvalue()  # named already, on standard error
+    assert "from \\x1b[31m, node" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
 def test_places_that_cannot_be_found_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> None:
         raise joining.PlacesError("no room")
@@ -125,6 +150,17 @@ def test_places_that_cannot_be_found_end_it(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(joining, "find_places", full)
     with pytest.raises(CompareError, match="no room"):
         compare(snapshot(every_sort(), tmp_path), Options([Mode.IPTABLES], ["nft"]), lambda *_: None, nothing)
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeproxy.cli.compare.snapshot_of", None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    (tmp_path / "file").touch()
+    result = command("--manifests", str(tmp_path), "--html", str(tmp_path / "file" / "report.html"))
+    assert result.exit_code == 1
+    assert f"--html {tmp_path}/file: File exists" in result.output
 
 
 @pytest.mark.kernel

@@ -108,6 +108,7 @@ def test_figures_leave_out_what_nobody_has() -> None:
 
 @pytest.mark.parametrize("names", [{}, HOSTILE])
 def test_page_is_one_file(tmp_path: Path, names: dict[int, str]) -> None:
+    html.make_room(tmp_path / "new" / "report.html")
     html.write(comparison(8, 8, by_design=0, names=names), tmp_path / "new" / "report.html")
     text = (tmp_path / "new" / "report.html").read_text()
     tags = re.findall(r"<[a-zA-Z][^>]*>", text)
