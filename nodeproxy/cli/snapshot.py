@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from nodeproxy.cli.command_line import fail
-from nodeproxy.cli.options import boolean, options
+from nodeproxy.cli.options import options
 from nodeproxy.cli.state_options import STATE_EPILOG, STATE_OPTIONS, snapshot_of
-from nodeproxy.cli.status import printable
 
 
 @click.command(epilog=STATE_EPILOG)
 @click.argument("target", type=click.Path(path_type=Path), metavar="DIR|FILE.tar.gz|-")
-@options((boolean("--anonymise", False, "Replace names and addresses, so that forwarding stays the same."),), STATE_OPTIONS)
+@click.option("--anonymise", is_flag=True, help="Replace names and addresses, so that forwarding stays the same.")
+@options(STATE_OPTIONS)
 @click.pass_context
 def snapshot(context: click.Context, /, target: Path, anonymise: bool, **_: Any) -> None:
     """Write the cluster state that a node sees as manifests, with a configuration, that reproduce what is programmed.
@@ -38,8 +38,6 @@ def snapshot(context: click.Context, /, target: Path, anonymise: bool, **_: Any)
     from nodeproxy.snapshot.model import SnapshotError  # noqa: PLC0415
     from nodeproxy.snapshot.take import save  # noqa: PLC0415
 
-    for refused in taken.refused:
-        click.echo(printable(f"not written: {refused.key or refused.origin}: {refused.reason}"), err=True)
     try:
         written = anonymised(taken) if anonymise else taken
         if to_stdout:

@@ -16,9 +16,10 @@ from nodeproxy.cli.command_line import CommandLine, command_line, fail, log_rema
 from nodeproxy.cli.logging import configure_logging
 from nodeproxy.cli.options import AGENT_OPTIONS, LOG_OPTIONS
 from nodeproxy.cli.run import resolved_or_fail
+from nodeproxy.cluster.findings import printable
 from nodeproxy.configuration.agent_config import AgentConfig
 from nodeproxy.configuration.check import check_values
-from nodeproxy.snapshot.model import Snapshot, SnapshotError
+from nodeproxy.snapshot.model import Snapshot, SnapshotError, left_out
 
 _Decorator = Callable[[Any], Any]
 
@@ -68,8 +69,18 @@ STATE_OPTIONS: tuple[_Decorator, ...] = (
 
 
 def snapshot_of(context: click.Context) -> Snapshot:
-    """The state that a command with `STATE_OPTIONS` is told of. Ends the program with one clear line where there is none."""
+    """The state that a command with `STATE_OPTIONS` is told of; what of it cannot be read is named on standard error.
+
+    Ends the program with one clear line where there is none.
+    """
     _log_warnings_only(context)
+    snapshot = _snapshot(context)
+    for refused in snapshot.refused:
+        click.echo(printable(f"left out: {left_out(refused)}"), err=True)
+    return snapshot
+
+
+def _snapshot(context: click.Context) -> Snapshot:
     line = command_line(context)
     path = context.params.get("snapshot_path")
     given = [name for name in (*_SOURCES, "service_proxy_name") if name in line.flags or (name == _SOURCES[0] and line.file)]

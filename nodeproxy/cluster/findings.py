@@ -53,6 +53,11 @@ def quoted(value: str) -> str:
     return ascii(value if len(value) <= 64 else value[:61] + "...")
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would act upon."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
 def is_label(text: str) -> bool:
     """Whether `text` is a DNS label: a-z, 0-9 and '-', at most 63 characters."""
     return _LABEL.fullmatch(text) is not None

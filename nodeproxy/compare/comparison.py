@@ -16,7 +16,7 @@ from nodeproxy.compare.probing import Fault, Progress
 from nodeproxy.compare.results import Comparison, Difference, ModeResult, ProbeResult, shortened
 from nodeproxy.compare.sampling import choose, scope
 from nodeproxy.configuration.agent_config import Mode
-from nodeproxy.snapshot.model import Snapshot, SnapshotError
+from nodeproxy.snapshot.model import Snapshot, SnapshotError, left_out
 from nodeproxy.snapshot.view import NodeView
 
 Report = Callable[[str, str, int, int], None]
@@ -75,9 +75,10 @@ def compare(snapshot: Snapshot, options: Options, report: Report, run_one: RunOn
         disagreements=disagreements,
         by_design=by_design,
         refused=(
-            *(f"{one.key or one.origin}: {one.reason}" for one in view.refused),
+            *map(left_out, view.refused),
             *(str(problem) for problems in view.problems.values() for problem in problems),
         ),
+        left_out=len(view.refused),
         not_run=not_run,
         adapted=(*made_up, *adapted_words(snapshot.config)),
         seconds=time.monotonic() - started,

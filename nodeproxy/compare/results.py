@@ -279,6 +279,8 @@ class Comparison(Struct, frozen=True):
     by_design: tuple[Difference, ...]
     refused: tuple[str, ...] = ()
     """Objects, and fields of objects, that could not be taken as they are; in words."""
+    left_out: int = 0
+    """So many of `refused`, the first ones, are whole objects and files, which the command names on standard error."""
     not_run: dict[str, str] = {}
     """Modes of the default choice that could not be run here, and why; that is no failure."""
     adapted: tuple[str, ...] = ()

@@ -24,13 +24,13 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def _parts(comparison: Comparison) -> Iterator[RenderableType]:
     scope = comparison.scope
-    yield Text(f"{comparison.origin}, node {printable(comparison.node)}")
+    yield Text(printable(f"{comparison.origin}, node {comparison.node}"))
     yield Text(
         f"{scope.services} Services, {scope.service_ports} Service ports with {scope.frontends} frontends and "
         f"{scope.endpoints} endpoints (by family); {scope.words}"
     )
     for one in comparison.adapted:
-        yield Text(f"in the throw-away node: {one}", style="dim")
+        yield Text(f"in the throw-away node: {printable(one)}", style="dim")
     yield _modes(comparison.modes)
     for mode in comparison.modes:
         yield from (Text(f"{mode.name}: {note}", style="dim") for note in mode.notes)
@@ -38,10 +38,10 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
             yield Text(f"{mode.name} failed: {printable(mode.error)}", style="bold red")
     for name, reason in comparison.not_run.items():
         yield Text(f"{name} was not compared: {reason}", style="yellow")
-    if comparison.refused:
-        yield Text(
-            f"{len(comparison.refused)} parts of objects cannot be programmed, such as: {printable(comparison.refused[0])}"
-        )
+    if comparison.left_out:
+        yield Text(f"{comparison.left_out} objects or files cannot be read, and are left out", style="yellow")
+    if parts := comparison.refused[comparison.left_out :]:
+        yield Text(f"{len(parts)} parts of objects cannot be programmed, such as: {printable(parts[0])}")
     yield from _by_design(comparison.by_design)
     if comparison.disagreements:
         yield _disagreements(comparison.disagreements)

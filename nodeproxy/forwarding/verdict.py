@@ -108,7 +108,7 @@ def _at_frontend(row: ServicePort, frontend: Frontend, packet: Packet) -> Verdic
     if frontend.action is Action.REJECT:
         return Verdict(Outcome.REJECT, row=row, frontend=frontend)
     # The firewall of a load balancer IP comes before the short-cuts: they are for traffic that may come at all.
-    if not _may_come(frontend, packet.source):
+    if not may_come(frontend, packet.source):
         return Verdict(Outcome.DROP, row=row, frontend=frontend)
     if frontend.short_cuts and packet.from_local_pod:
         return _forward(row, frontend, BackendSet.CLUSTER, packet, masquerade=False)
@@ -128,7 +128,8 @@ def _forward(row: ServicePort, frontend: Frontend, which: BackendSet, packet: Pa
     return Verdict(Outcome.FORWARD, backends, masquerade, hairpins, row, frontend)
 
 
-def _may_come(frontend: Frontend, source: str) -> bool:
+def may_come(frontend: Frontend, source: str) -> bool:
+    """Whether the frontend's loadBalancerSourceRanges, if it has any, let this source in."""
     if frontend.allowed_sources is None:
         return True
     address = ipaddress.ip_address(source)

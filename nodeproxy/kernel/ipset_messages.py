@@ -43,6 +43,9 @@ FLAG_LIST_HEADER: Final = 1 << 2
 _IP, _CIDR, _PORT, _PORT_TO, _TIMEOUT, _PROTO = 1, 3, 4, 5, 6, 7
 _HASHSIZE, _MAXELEM, _ELEMENTS, _REFERENCES, _MEMSIZE = 18, 19, 24, 25, 26
 _IP2, _CIDR2 = 20, 21
+_ENTRY_FLAGS: Final = 8
+_BITMASK, _NETMASK = 12, 20  # of a set, not of an entry
+_FLAG_NOMATCH: Final = 1 << 2
 _IPV4, _IPV6 = 1, 2
 
 _NET: Final = NLA_F_NET_BYTEORDER
@@ -114,20 +117,25 @@ class SetSpec:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An entry in the ipset program's notation. `timeout` in seconds: when added, its life (None: the set's default); when
-    listed, what is left (None: the set has no timeouts)."""
+    listed, what is left (None: the set has no timeouts). `nomatch`, of listed ones: an exception, no member."""
 
     text: str
     timeout: int | None = None
+    nomatch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SetContents:
-    """A set as the kernel lists it. `references` counts the rules and sets that use it; `memory_bytes` is its size."""
+    """A set as the kernel lists it. `references` counts the rules and sets that use it; `memory_bytes` is its size.
+
+    `masked`: the kernel compares addresses only under a netmask or bitmask of the set.
+    """
 
     spec: SetSpec
     references: int
     memory_bytes: int
     entries: tuple[Entry, ...]
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +262,13 @@ def decode_listing(message: bytes) -> SetContents:
         spec = replace(spec, port_range=(first, last))
     adt = top.get(ATTR_ADT, b"")
     entries = tuple(_decode_entry(adt, start, end) for _, start, end in attributes(adt, 0, len(adt)))
-    return SetContents(spec, _number(header.get(_REFERENCES)) or 0, _number(header.get(_MEMSIZE)) or 0, entries)
+    return SetContents(
+        spec,
+        _number(header.get(_REFERENCES)) or 0,
+        _number(header.get(_MEMSIZE)) or 0,
+        entries,
+        masked=_NETMASK in header or _BITMASK in header,
+    )
 
 
 def decode_size(message: bytes) -> SetSize:
@@ -275,7 +289,8 @@ def _decode_entry(data: bytes, start: int, end: int) -> Entry:
         parts.append(str(port) if number is None else f"{_PROTOCOL_NAMES.get(number, number)}:{port}")
     if _IP2 in values:
         parts.append(_decode_address(values[_IP2], values.get(_CIDR2)))
-    return Entry(",".join(parts), _number(values.get(_TIMEOUT)))
+    nomatch = bool((_number(values.get(_ENTRY_FLAGS)) or 0) & _FLAG_NOMATCH)
+    return Entry(",".join(parts), _number(values.get(_TIMEOUT)), nomatch)
 
 
 def _decode_address(nested: bytes, prefix: bytes | None) -> str:

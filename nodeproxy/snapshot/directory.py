@@ -15,28 +15,33 @@ from pathlib import Path
 from typing import IO, Annotated, Final, Literal
 
 import msgspec
+import structlog
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from nodeproxy.api.objects import ApiObject, Kind, Labels, ObjectMeta
+from nodeproxy.cluster.addresses import parse_address
+from nodeproxy.cluster.findings import printable, quoted
 from nodeproxy.configuration.agent_config import AgentConfig, ConfigError
 from nodeproxy.configuration.effective import as_document
 from nodeproxy.configuration.resolve import resolve
 from nodeproxy.forwarding.table import Family
+from nodeproxy.snapshot.archive import unpack
 from nodeproxy.snapshot.gathering import Gathering
 from nodeproxy.snapshot.model import BOTH_FAMILIES, Snapshot, SnapshotError
-from nodeproxy.source.decoding import Selection
+from nodeproxy.source.decoding import DECODE_ERRORS, Selection
 from nodeproxy.source.manifests.scan import ManifestScanner
 
 CONFIG: Final = "config.conf"
 ABOUT: Final = "SNAPSHOT"
 _ARCHIVE: Final = ".tar.gz"
 _FILE_BYTES: Final = 16 << 20  # a manifest file may have 64 MiB
-_ARCHIVE_BYTES: Final = 2 << 30
 _NAMES: Final = {Kind.NODE: "node", Kind.SERVICE: "services", Kind.ENDPOINT_SLICE: "endpoint-slices"}
 _API_VERSIONS: Final = {Kind.NODE: "v1", Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1"}
 _ELSEWHERE: Final = frozenset({"kubeconfig", "master", "manifests", "service_proxy_name"})
 """Settings that say where the state came from. What is written is selected already, and needs none of them."""
+
+_log = structlog.get_logger(__name__)
 
 
 class _Flags(Struct, omit_defaults=True, frozen=True):
@@ -193,19 +198,8 @@ def _write_archive(files: Iterable[tuple[str, bytes]], file: IO[bytes], director
 
 
 def _unpack(path: Path, directory: Path) -> None:
-    """Write the regular files of an archive into a directory, by their last names. Raises `SnapshotError`."""
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            left = _ARCHIVE_BYTES
-            for member in archive:
-                if not member.isfile() or (file := archive.extractfile(member)) is None:
-                    continue
-                left -= member.size
-                if left < 0:
-                    raise SnapshotError(f"{path}: holds more than {_ARCHIVE_BYTES >> 30} GiB; that is no snapshot")
-                (directory / Path(member.name).name).write_bytes(file.read())
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise SnapshotError(f"{path}: neither a directory nor a {_ARCHIVE} of a snapshot: {error}") from error
+    """Unpack an archive into a directory. Raises `SnapshotError` where it holds no snapshot, and OSError."""
+    unpack(path, directory)
     if not (directory / ABOUT).exists():
         raise SnapshotError(f"{path}: holds no snapshot (no file {ABOUT} in it)")
 
@@ -213,28 +207,55 @@ def _unpack(path: Path, directory: Path) -> None:
 def _load_directory(directory: Path, path: Path, node_name: str | None) -> Snapshot:
     """The snapshot in `directory`, which the user knows as `path`."""
     about = _read_about(directory / ABOUT, path)
-    config = _read_config(directory / CONFIG, about.flags if about else _Flags(), path)
-    config = replace(config, node_name=node_name or config.node_name)
+    written = _read_config(directory / CONFIG, about.flags if about else _Flags(), path)
+    config = replace(written, node_name=node_name or written.node_name)
     gathering = Gathering(config.node_name)
     gathering.deliver(ManifestScanner(directory, Selection(config.node_name)).scan(settled=True).events)
     if about is None:
         return gathering.snapshot(config, f"manifests {path}")
-    return gathering.snapshot(
+    snapshot = gathering.snapshot(
         config,
         f"snapshot {path} of {about.origin}",
         node_addresses=about.node_addresses,
         families=about.families,
         taken=about.taken,
     )
+    # Of an archive the user knows no directory.
+    named = tuple(replace(one, origin=one.origin.replace(str(directory), str(path))) for one in snapshot.refused)
+    snapshot = replace(snapshot, refused=named)
+    _tell_of_missing(snapshot, about.objects - (config.node_name != written.node_name), path)
+    return snapshot
+
+
+def _tell_of_missing(snapshot: Snapshot, written: int, path: Path) -> None:
+    """No error: people may take objects out of a snapshot, to see what becomes of it without them."""
+    named = {one.key for one in snapshot.objects} | {one.key for one in snapshot.refused if one.key is not None}
+    if len(named) < written:
+        _log.warning(
+            "the snapshot has fewer objects than it was written with",
+            snapshot=str(path),
+            objects=len(named),
+            written=written,
+        )
 
 
 def _read_about(file: Path, path: Path) -> _About | None:
     if not file.exists():
         return None
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_About)
-    except msgspec.DecodeError as error:
+        about = msgspec.json.decode(file.read_bytes(), type=_About)
+    except DECODE_ERRORS as error:
         raise SnapshotError(f"{path}: {ABOUT}: {error}") from error
+    addresses = [parse_address(text) for text in about.node_addresses]
+    for index, (text, address) in enumerate(zip(about.node_addresses, addresses, strict=True)):
+        if address is None:
+            raise SnapshotError(f"{path}: {ABOUT}: nodeAddresses[{index}]: {quoted(text)} is not an IP address")
+    return replace(
+        about,
+        taken=printable(about.taken),
+        origin=printable(about.origin),
+        node_addresses=tuple(address.text for address in addresses if address is not None),
+    )
 
 
 def _read_config(file: Path, flags: _Flags, path: Path) -> AgentConfig:

@@ -16,6 +16,11 @@ class SnapshotError(Exception):
     """A snapshot cannot be taken, read or written; the message is one line that names what is at fault."""
 
 
+def left_out(refused: Refused) -> str:
+    """What is missing in a snapshot, and why."""
+    return f"{refused.key or refused.origin}: {refused.reason}"
+
+
 class Snapshot(Struct, frozen=True):
     """Cluster state at one moment, and the node it is looked at from.
 

@@ -182,7 +182,9 @@ def unknown_service(name: ServiceName, view: NodeView, why: Callable[[NodeView, 
     hint = f"; there is {', '.join(close)}" if close else ""
     proxy = view.snapshot.config.service_proxy_name
     selected = f" with the label service-proxy-name={proxy}" if proxy else " without the label service-proxy-name"
-    return TraceError(f"DST: there is no Service {name}{selected} in the cluster state ({view.snapshot.origin}){hint}")
+    unread = f"; {len(view.refused)} objects or files could not be read" if view.refused else ""
+    origin = view.snapshot.origin
+    return TraceError(f"DST: there is no Service {name}{selected} in the cluster state ({origin}){hint}{unread}")
 
 
 def _at_service(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
+from typing import Final
 
-from nodeproxy.api.objects import Service
+from nodeproxy.api.objects import Kind, ObjectKey, Service
+from nodeproxy.cluster.addresses import network
 from nodeproxy.cluster.names import IPProtocol, ServiceName
 from nodeproxy.forwarding.claims import Claim, claims_of
 from nodeproxy.forwarding.table import Action, BackendSet, Frontend, FrontendKind, Masquerade, ServicePort
-from nodeproxy.forwarding.verdict import Outcome, Packet, Verdict
+from nodeproxy.forwarding.verdict import Outcome, Packet, Verdict, may_come
 from nodeproxy.programmer.base import LocalDetector
+from nodeproxy.snapshot.model import left_out
 from nodeproxy.snapshot.view import NodeView
 from nodeproxy.trace.ends import endpoint_text
 from nodeproxy.trace.results import Backend, Expected, TracedFrontend
+
+_SHOWN: Final = 10  # of what could not be read
 
 
 def set_in_force(verdict: Verdict, packet: Packet) -> BackendSet:
@@ -56,7 +62,9 @@ def expected(view: NodeView, packet: Packet, verdict: Verdict, topology: str) ->
 def _why(view: NodeView, packet: Packet, verdict: Verdict, topology: str) -> Iterator[str]:
     row, frontend = verdict.row, verdict.frontend
     if verdict.health_check is not None:
-        yield f"health-check node port of Service {verdict.health_check}: the node itself answers"
+        nobody = "let through, but the agent does not listen there: nodePortAddresses leaves it out"
+        answer = "the node itself answers" if _listens(view, packet) else nobody
+        yield f"health-check node port of Service {verdict.health_check}: {answer}"
     elif row is None or frontend is None:
         yield from _why_nothing(view, packet)
     else:
@@ -69,16 +77,25 @@ def _why(view: NodeView, packet: Packet, verdict: Verdict, topology: str) -> Ite
             yield from _why_hairpin(verdict)
 
 
+def _listens(view: NodeView, packet: Packet) -> bool:
+    """Whether the agent serves health-check node ports there: on loopback as well, unlike other node ports."""
+    allowed = view.programmer_config.node_port_addresses.get(packet.family)
+    if allowed is None:
+        return False
+    return allowed.cidrs is None or any(ipaddress.ip_address(packet.destination) in network(cidr) for cidr in allowed.cidrs)
+
+
 def _why_frontend(view: NodeView, packet: Packet, verdict: Verdict, row: ServicePort, frontend: Frontend) -> Iterator[str]:
     if frontend.action is Action.REJECT:
         yield "no endpoint anywhere is ready, or serving while it terminates: everybody is rejected"
         return
     shortened = frontend.short_cuts and (packet.from_local_pod or packet.from_node)
-    if verdict.outcome is Outcome.DROP and not shortened and frontend.action is Action.DROP:
-        yield "policy Local, and no usable endpoint is on this node"
-        return
     if verdict.outcome is Outcome.DROP:
-        yield f"source {packet.source} is in none of loadBalancerSourceRanges ({', '.join(frontend.allowed_sources or ())})"
+        if not may_come(frontend, packet.source):
+            ranges = ", ".join(frontend.allowed_sources or ())
+            yield f"source {packet.source} is in none of loadBalancerSourceRanges ({ranges})"
+        if not shortened and frontend.action is Action.DROP:
+            yield "policy Local, and no usable endpoint is on this node"
         return
     if frontend.allowed_sources is not None:
         yield f"source {packet.source} is within loadBalancerSourceRanges"
@@ -163,6 +180,25 @@ def rivals(view: NodeView, packet: Packet, winner: ServiceName | None) -> Iterat
                 )
 
 
+def unread(view: NodeView, service: ServiceName | None) -> Iterator[str]:
+    """What could not be read and may bear on packets to `service`; None: on packets that no Service takes."""
+    found = [one for one in view.refused if _bears_on(one.key, service)]
+    for one in found[:_SHOWN]:
+        kept = "" if one.key is not None else " (an agent that runs keeps what it knew of it)"
+        yield f"left out: {left_out(one)}{kept}"
+    if len(found) > _SHOWN:
+        yield f"left out: {len(found) - _SHOWN} more"
+
+
+def _bears_on(key: ObjectKey | None, service: ServiceName | None) -> bool:
+    """Whose a slice is says a label, which was not read: it may be anybody's of its namespace."""
+    if key is None or key.kind is Kind.NODE:
+        return True
+    if service is None:
+        return key.kind is Kind.SERVICE
+    return key.namespace == service.namespace and (key.kind is Kind.ENDPOINT_SLICE or key.name == service.name)
+
+
 def why_ignored(view: NodeView, name: ServiceName) -> str:
     """Why a Service of that name is not programmed, "" where it is, or where nothing is known of it."""
     if name in view.state.services:
@@ -171,7 +207,7 @@ def why_ignored(view: NodeView, name: ServiceName) -> str:
         if isinstance(one, Service) and (one.key.namespace, one.metadata.name) == tuple(name):
             return _ignored(one) or "it could not be read"
     for refused in view.refused:
-        if refused.key is not None and (refused.key.namespace, refused.key.name) == tuple(name):
+        if refused.key == (Kind.SERVICE, name.namespace, name.name):
             return refused.reason
     return ""
 

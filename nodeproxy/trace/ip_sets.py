@@ -20,17 +20,21 @@ class IpSet:
     def __init__(self, contents: SetContents) -> None:
         self._method, _, dimensions = contents.spec.type.partition(":")
         self._dimensions = tuple(dimensions.split(","))
-        self._texts = {entry.text: entry.timeout for entry in contents.entries}
+        self._masked = contents.masked
+        self._texts = {entry.text: entry.timeout for entry in contents.entries if not entry.nomatch}
+        self._exceptions = [entry.text for entry in contents.entries if entry.nomatch]
         self._plain = _EXACT.issuperset(self._dimensions) and not any("/" in text for text in self._texts)
 
     def holds(self, packet: PacketState, flags: Sequence[str]) -> bool | None:
         """Whether the set holds the packet; `flags` say which end of it each dimension is about. None: not known."""
-        if not _KNOWN.issuperset(self._dimensions) or len(flags) < len(self._dimensions):
+        if self._masked or not _KNOWN.issuperset(self._dimensions) or len(flags) < len(self._dimensions):
             return None
         values = [self._value(what, packet, flag) for what, flag in zip(self._dimensions, flags, strict=False)]
         if any(value is None for value in values):
             return None if self._texts else False
         wanted = [value for value in values if value is not None]
+        if any(self._covers(text, wanted) for text in self._exceptions):
+            return None  # the kernel takes the narrower of the exception and a member
         if self._plain:
             return ",".join(wanted) in self._texts
         return any(self._covers(text, wanted) for text in self._texts)

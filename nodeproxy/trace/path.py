@@ -36,11 +36,17 @@ class PacketPath:
         several = len(tables) > 1
         self._filters = [ChainWalk(kernel, found, f" ({variant})" if several else "") for variant, found in tables.items()]
 
-    def follow(self, packet: PacketState, *, from_node: bool) -> list[Way]:
-        """Every way that a packet may take, all ended. `from_node`: the node itself sends it."""
+    def follow(self, packet: PacketState, *, from_node: bool, stand_in: bool = False) -> list[Way]:
+        """Every way that a packet may take, all ended. `from_node`: the node itself sends it.
+
+        `stand_in`: the source stands for any that there is outside, and says nothing where it has no route itself.
+        """
         if from_node:
             return list(self._sent_by_node(Way(1.0, packet)))
         came = self._kernel.route(packet.source)
+        if came.kind is RouteKind.NONE and stand_in:
+            why = f"nothing leads to {packet.source}, which stands for anybody outside ({came.fault})"
+            return [Way(1.0, packet).ended(End.UNKNOWN, f"{why}: write the client's address as SRC")]
         if came.kind is RouteKind.NONE:
             return [Way(1.0, packet).ended(End.UNROUTABLE, f"nothing leads to its source {packet.source}: {came.fault}")]
         return list(self._came_in(Way(1.0, replace(packet, incoming=came.interface))))

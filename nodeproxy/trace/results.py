@@ -71,7 +71,10 @@ class Expected(Struct, frozen=True):
 
 
 class Destination(Struct, frozen=True):
-    """One end of the kernel's ways, with what only these pass. `backend` is None where nothing rewrote the packet."""
+    """One end of the kernel's ways, with what only these pass. `backend` is None where nothing rewrote the packet.
+
+    `untracked`: conntrack may not have it.
+    """
 
     end: str
     chance: float
@@ -80,6 +83,7 @@ class Destination(Struct, frozen=True):
     interface: str
     reason: str
     steps: tuple[Step, ...]
+    untracked: bool = False
 
 
 class KernelFinding(Struct, frozen=True):
@@ -94,14 +98,14 @@ class KernelFinding(Struct, frozen=True):
 class Sent(Struct, frozen=True):
     """The packet as it was really sent, by the node itself. `to` and `answers_to` are as conntrack has them.
 
-    `to` is None where there was no entry: the packet was stopped before it left, with `refusal` (an errno's name, "" for
-    none). `answers_to` is None where they come to the sender as it sent. `confirms`: it went where the walk has it.
+    `to` is None where there was no entry; `refusal` is an errno's name then, "" for none. `answers_to` is None where they
+    come to the sender as it sent. `confirms`: it went where the walk has it; None where that cannot be told.
     """
 
     source: str
     to: str | None
     answers_to: str | None
-    confirms: bool
+    confirms: bool | None
     refusal: str = ""
 
 

@@ -95,19 +95,22 @@ def _read(path: Path) -> str:
 def _read_sets(path: Path) -> dict[str, SetContents]:
     """`create NAME TYPE ...` and `add NAME ENTRY ...`, as `ipset save` prints them."""
     specs: dict[str, SetSpec] = {}
+    masked: set[str] = set()
     entries: dict[str, list[Entry]] = {}
     for number, line in enumerate(_read(path).splitlines(), 1):
         words = line.split()
         if len(words) >= 3 and words[0] == "create":
             family = 6 if "inet6" in words else 4
             specs[words[1]] = SetSpec(words[1], words[2], family)
+            if not {"netmask", "bitmask"}.isdisjoint(words[3:]):
+                masked.add(words[1])
         elif len(words) >= 3 and words[0] == "add" and words[1] in specs:
-            if "nomatch" in words:
-                raise KernelViewError(f"{path}: line {number}: entries that do not match (nomatch) are not understood")
-            entries.setdefault(words[1], []).append(Entry(words[2]))
+            entries.setdefault(words[1], []).append(Entry(words[2], nomatch="nomatch" in words[3:]))
         elif words:
             raise KernelViewError(f"{path}: line {number} is not what ipset save prints: {line[:80]!r}")
-    return {name: SetContents(spec, 0, 0, tuple(entries.get(name, ()))) for name, spec in specs.items()}
+    return {
+        name: SetContents(spec, 0, 0, tuple(entries.get(name, ())), masked=name in masked) for name, spec in specs.items()
+    }
 
 
 def _read_servers(path: Path) -> dict[VirtualServer, VirtualServerFound]:

@@ -1,7 +1,8 @@
 """Owns sending the traced packet for real, from the node itself, and asking conntrack where the kernel sent it.
 
 One TCP SYN, or one empty UDP datagram; a connection that comes about is reset. What was rejected or dropped before it
-left has no conntrack entry.
+left has no conntrack entry. Nor has a SYN that was answered by a reset at once (net/netfilter/nf_conntrack_proto_tcp.c),
+nor what is not tracked: of these it cannot be told where they went.
 """
 
 from __future__ import annotations
@@ -46,21 +47,26 @@ def send(packet: TracedPacket, walked: Sequence[Destination]) -> Sent:
             raise TraceError(f"--send: {error.strerror}") from error
     here = endpoint_text(packet.source, at)
     if entry is None:
-        return _without_entry(here, refusal, walked)
+        return Sent(here, None, None, _confirmed_without_entry(refusal, walked), errno.errorcode.get(refusal, ""))
     to = endpoint_text(entry.reply_source, entry.reply_source_port)
     answers = endpoint_text(entry.reply_destination, entry.reply_destination_port)
-    expected = {one.backend or endpoint_text(packet.destination, packet.port) for one in walked if _arrives(one)}
-    return Sent(here, to, answers if answers != here else None, to in expected)
+    return Sent(here, to, answers if answers != here else None, _confirmed(to, packet, walked))
 
 
-def _arrives(one: Destination) -> bool:
-    return one.end in (End.SENT, End.DELIVERED)
+def _confirmed(to: str, packet: TracedPacket, walked: Sequence[Destination]) -> bool | None:
+    """Whether the walk has it going there; None where the walk did not get so far."""
+    arriving = [one for one in walked if one.end in (End.SENT, End.DELIVERED)]
+    if to in {one.backend or endpoint_text(packet.destination, packet.port) for one in arriving}:
+        return True
+    return None if any(one.end == End.UNKNOWN for one in walked) else False
 
 
-def _without_entry(here: str, refusal: int, walked: Sequence[Destination]) -> Sent:
-    """Stopped on the way. A packet that the node itself sends and that is dropped in OUTPUT is refused with EPERM."""
-    confirmed = any(not _arrives(one) for one in walked)
-    return Sent(here, None, None, confirmed, errno.errorcode.get(refusal, ""))
+def _confirmed_without_entry(refusal: int, walked: Sequence[Destination]) -> bool | None:
+    """Whether the walk has it stopped on the way; None where it may have arrived without an entry, or the walk got lost."""
+    if any(one.end not in (End.SENT, End.DELIVERED, End.UNKNOWN) for one in walked):
+        return True
+    lost = any(one.end == End.UNKNOWN or one.untracked for one in walked)
+    return None if lost or refusal == errno.ECONNREFUSED else False
 
 
 def _sent(sock: socket.socket, packet: TracedPacket) -> int:

@@ -6,6 +6,7 @@ Names and rules come from the cluster and from others: what is not printable is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import click
 
@@ -15,6 +16,12 @@ from nodeproxy.trace.walk import Step
 
 MANY = 20
 """So many endpoints or destinations are shown of each sort; all of them with `-o json`, or with `--all`."""
+
+_CONFIRMS: Final = {
+    True: "as the walk has it",
+    False: "where the walk does not have it",
+    None: "whether the walk has it so cannot be told",
+}
 
 
 def printable(text: str) -> str:
@@ -77,10 +84,11 @@ def _lines(trace: Trace, most: int | None) -> Iterator[str]:
 
 
 def _sent(sent: Sent) -> str:
-    told = "as the walk has it" if sent.confirms else "where the walk does not have it"
+    told = _CONFIRMS[sent.confirms]
     if sent.to is None:
+        what = "conntrack has no entry" if sent.confirms is None else "stopped before it left"
         how = f", {sent.refusal}" if sent.refusal else ""
-        return f"Sent for real, from {sent.source}: stopped before it left{how}; {told}"
+        return f"Sent for real, from {sent.source}: {what}{how}; {told}"
     source = f", answers come to {sent.answers_to}" if sent.answers_to else ", source kept"
     return f"Sent for real, from {sent.source}: conntrack has it going to {sent.to}{source}; {told}"
 

@@ -14,7 +14,7 @@ from nodeproxy.snapshot.view import NodeView
 from nodeproxy.trace.differences import compare
 from nodeproxy.trace.endpoints import EndpointsTold
 from nodeproxy.trace.ends import NODE, OUTSIDE, Sender, Target, TraceError, endpoint_text, read_sender
-from nodeproxy.trace.explain import expected, rivals, set_in_force, traced_frontend
+from nodeproxy.trace.explain import expected, rivals, set_in_force, traced_frontend, unread
 from nodeproxy.trace.kernel_view import KernelView, RouteKind
 from nodeproxy.trace.packet import PacketState
 from nodeproxy.trace.path import PacketPath, stands_for_outside
@@ -25,6 +25,7 @@ from nodeproxy.trace.results import (
     Trace,
     TracedPacket,
 )
+from nodeproxy.trace.saved_tables import BUILT_IN
 from nodeproxy.trace.sent import send
 from nodeproxy.trace.walk import End, Step, Way
 
@@ -54,12 +55,12 @@ class Tracer:
             expected=expected(self._view, packet, verdict, told.topology() if told is not None else ""),
             agreement=Agreement.NOT_COMPARED,
             kernel_left_out=self._left_out,
-            notes=tuple(rivals(self._view, packet, winner)),
+            notes=(*unread(self._view, winner), *rivals(self._view, packet, winner)),
             problems=tuple(str(problem) for problem in self._view.problems.get(winner, ())) if winner else (),
         )
         if kernel is None:
             return result
-        result = _with_kernel(result, packet, verdict, kernel)
+        result = _with_kernel(result, packet, verdict, kernel, stand_in=sender.text == OUTSIDE)
         return _with_sent(result) if really else result
 
     def _packet(self, sender: Sender, target: Target, kernel: KernelView | None) -> Packet:
@@ -77,8 +78,10 @@ class Tracer:
             target.port,
             target.protocol,
             from_node=from_node,
-            from_local_pod=UNSET if by_address else self._came_from_pod(address, from_node, kernel),
+            from_local_pod=UNSET if by_address else self._came_from_pod(address, kernel),
         )
+        if packet.from_node and not by_address:  # it came by no interface
+            packet = replace(packet, from_local_pod=False)
         own = kernel.own_addresses() if kernel is not None else None
         if own is None:
             return packet
@@ -101,10 +104,8 @@ class Tracer:
             raise TraceError(f"SRC: no IPv{int(family)} address of the node is known; write one instead of 'node'")
         return known[0]
 
-    def _came_from_pod(self, address: str, from_node: bool | None, kernel: KernelView | None) -> bool | None:
+    def _came_from_pod(self, address: str, kernel: KernelView | None) -> bool | None:
         """Where detect-local goes by interface: by the one that leads to the source, else by the endpoints on this node."""
-        if from_node:
-            return False
         detector = self._view.programmer_config.local_detector
         route = kernel.route(address) if kernel is not None and kernel.own_addresses() is not None else None
         if route is not None:
@@ -143,19 +144,19 @@ class Tracer:
         )
 
 
-def walk(kernel: KernelView, packet: Packet) -> list[Way]:
-    """The ways that the kernel's rules leave a packet."""
+def walk(kernel: KernelView, packet: Packet, *, stand_in: bool = False) -> list[Way]:
+    """The ways that the kernel's rules leave a packet. `stand_in`: its source stands for anybody outside."""
     state = PacketState(int(packet.family), packet.protocol.value, packet.source, packet.destination, packet.port)
-    return PacketPath(kernel).follow(state, from_node=packet.from_node)
+    return PacketPath(kernel).follow(state, from_node=packet.from_node, stand_in=stand_in)
 
 
-def _with_kernel(result: Trace, packet: Packet, verdict: Verdict, kernel: KernelView) -> Trace:
-    ways = walk(kernel, packet)
+def _with_kernel(result: Trace, packet: Packet, verdict: Verdict, kernel: KernelView, *, stand_in: bool) -> Trace:
+    ways = walk(kernel, packet, stand_in=stand_in)
     found = compare(packet, verdict, ways)
     return replace(
         result,
         agreement=found.agreement,
-        kernel=kernel_finding(kernel.origin, ways),
+        kernel=kernel_finding(kernel.origin, ways, tracked=_tracks(kernel)),
         differences=found.differences,
         notes=(*result.notes, *found.notes, *kernel.not_followed()),
     )
@@ -164,15 +165,24 @@ def _with_kernel(result: Trace, packet: Packet, verdict: Verdict, kernel: Kernel
 def _with_sent(result: Trace) -> Trace:
     assert result.kernel is not None
     sent = send(result.packet, result.kernel.destinations)
-    if sent.confirms:
+    if sent.confirms is not False:
         return replace(result, sent=sent)
     went = f"went to {sent.to}" if sent.to is not None else "was stopped before it left"
     difference = f"the packet that was really sent {went}, which is not what its rules say"
     return replace(result, sent=sent, agreement=Agreement.DIFFERS, differences=(*result.differences, difference))
 
 
-def kernel_finding(origin: str, ways: Sequence[Way]) -> KernelFinding:
-    """The ways, with what they share told once. Ways to the same end are one; the steps are those of the likeliest."""
+def _tracks(kernel: KernelView) -> bool:
+    """Whether there are nat rules, which have conntrack follow connections."""
+    chains = (tables.chain("nat", name) for tables in kernel.tables().values() for name in BUILT_IN)
+    return any(chain is not None and chain.lines for chain in chains)
+
+
+def kernel_finding(origin: str, ways: Sequence[Way], *, tracked: bool) -> KernelFinding:
+    """The ways, with what they share told once. Ways to the same end are one; the steps are those of the likeliest.
+
+    `tracked`: conntrack follows what the rules do not except from it.
+    """
     passed = [way.steps() for way in ways]
     first = _shared(passed)
     last = _shared([steps[: first - 1 if first else None : -1] for steps in passed]) if len(ways) > 1 else 0
@@ -192,6 +202,7 @@ def kernel_finding(origin: str, ways: Sequence[Way]) -> KernelFinding:
                 interface=way.packet.outgoing if way.end is End.SENT else "",
                 reason=way.reason,
                 steps=tuple(steps[first : len(steps) - last]),
+                untracked=way.packet.untracked or not tracked,
             )
         )
     ending = passed[0][len(passed[0]) - last :]

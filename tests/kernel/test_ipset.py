@@ -199,6 +199,26 @@ def test_large_set_is_listed_whole(sets: IPSets) -> None:
     assert {entry.text for entry in sets.contents("s").entries} == entries
 
 
+def test_exceptions_and_masks_of_others_sets_are_told(netns: NetworkNamespace, sets: IPSets) -> None:
+    """Entries that are no members, and sets that compare addresses under a mask: a reader must not take them plainly."""
+    skip_without(netns, "hash:net")
+    netns.command("ipset", "create", "nets", "hash:net", "counters")
+    netns.command("ipset", "add", "nets", "203.0.0.0/8")
+    netns.command("ipset", "add", "nets", "203.0.113.2", "nomatch")
+    netns.command("ipset", "create", "masked", "hash:ip", "netmask", "24")
+    listed = sets.contents("nets")
+    assert {entry.text: entry.nomatch for entry in listed.entries} == {"203.0.0.0/8": False, "203.0.113.2": True}
+    assert not listed.masked
+    assert sets.contents("masked").masked
+
+
+def test_a_bitmask_of_others_sets_is_told(netns: NetworkNamespace, sets: IPSets) -> None:
+    refused = netns.command("ipset", "create", "masked", "hash:ip", "bitmask", "255.255.0.255", check=False, errors=True)
+    if refused:
+        pytest.skip(f"this kernel or ipset has no bitmask: {refused}")
+    assert sets.contents("masked").masked
+
+
 def test_threads_take_turns(sets: IPSets) -> None:
     sets.create([SetSpec(f"s{i}") for i in range(4)])
     wanted = [f"10.0.{i >> 8}.{i & 255}" for i in range(3000)]

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from hack.random_scenes import make_scene
 from hack.scene_oracle import snapshot_of_scene
@@ -134,6 +135,7 @@ def test_an_archive_writes_nowhere_else(tmp_path: Path) -> None:
         (lambda path: None, "no such file"),
         (lambda path: path.write_text("no archive"), "neither a directory nor a .tar.gz"),
         (lambda path: (path.mkdir(), (path / "SNAPSHOT").write_text("{")), "SNAPSHOT: Input data was truncated"),
+        (lambda path: (path.mkdir(), (path / "SNAPSHOT").write_bytes(b'{"nodeproxy":"\xff"}')), "SNAPSHOT: 'utf-8' codec"),
         (lambda path: (path.mkdir(), (path / "config.conf").write_text("mode: x")), "config.conf"),
     ],
 )
@@ -169,9 +171,82 @@ def test_what_is_refused_is_told_and_not_written(tmp_path: Path) -> None:
     done = CliRunner().invoke(main_group, arguments)
     assert done.exit_code == 0, done.output
     assert "1 Services; 2 refused, not written" in done.output
-    assert "not written: Service default/bad: spec.ports: " in done.output
+    assert done.output.count("left out: Service default/bad: spec.ports: ") == 1
     assert "metadata.name: 'Bad\\x1b[31m' is not a DNS label" in done.output and "\x1b" not in done.output
     assert [one.key.name for one in load(tmp_path / "out").objects] == ["good"]
+
+
+def spoiled(directory: Path, **fields: object) -> Path:
+    """A snapshot whose file SNAPSHOT says something else."""
+    save(SNAPSHOT, directory)
+    about = msgspec.json.decode((directory / "SNAPSHOT").read_bytes())
+    (directory / "SNAPSHOT").write_bytes(msgspec.json.encode(about | fields))
+    return directory
+
+
+@pytest.mark.parametrize("bad", ["host", "10.0.0.1%e", "::ffff:10.0.0.1", "fe80::1%eth0", "\x1b[31m", ""])
+def test_an_address_that_is_none_is_named(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(SnapshotError) as told:
+        load(spoiled(tmp_path, nodeAddresses=["10.0.0.1", bad]))
+    assert str(told.value) == f"{tmp_path}: SNAPSHOT: nodeAddresses[1]: {bad!a} is not an IP address"
+
+
+def test_addresses_are_canonical_however_they_are_written(tmp_path: Path) -> None:
+    assert load(spoiled(tmp_path, nodeAddresses=["2001:DB8:0::2"])).node_addresses == ("2001:db8::2",)
+
+
+def test_what_a_snapshot_says_of_itself_commands_no_terminal(tmp_path: Path) -> None:
+    loaded = load(spoiled(tmp_path, origin="a\x1b]0;b\x07\nc", taken="\x1b[31m"))
+    assert loaded.origin == f"snapshot {tmp_path} of a\\x1b]0;b\\x07\\x0ac"
+    assert loaded.taken == "\\x1b[31m"
+
+
+def test_an_error_commands_no_terminal(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main_group, ["snapshot", "-", "--snapshot", str(tmp_path / "\x1b[31m")])
+    assert done.exit_code == 1
+    assert done.output == f"nodeproxy: {tmp_path}/\\x1b[31m: no such file or directory\n"
+
+
+@pytest.mark.parametrize("target", ["out", "out.tar.gz", "-"])
+def test_the_target_may_come_after_anonymise(tmp_path: Path, target: str) -> None:
+    save(SNAPSHOT, tmp_path / "in")
+    where = target if target == "-" else str(tmp_path / target)
+    done = CliRunner().invoke(main_group, ["snapshot", "--anonymise", where, "--snapshot", str(tmp_path / "in")])
+    assert done.exit_code == 0, done.output
+    assert "anonymised" in done.stderr + done.stdout_bytes.decode(errors="replace")
+
+
+def warnings(directory: Path, node_name: str | None = None) -> list[tuple[object, object]]:
+    """What is said of numbers of objects when a snapshot is read."""
+    with capture_logs() as logs:
+        load(directory, node_name)
+    return [(one["objects"], one["written"]) for one in logs]
+
+
+def test_what_is_refused_is_named_by_what_the_user_knows(path: Path, tmp_path: Path) -> None:
+    directory = path if path.name == "dir" else tmp_path / "unpacked"
+    save(SNAPSHOT, directory)
+    (directory / "services-001.json").write_text('{"kind": "List", "items": [')
+    if directory != path:
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(directory, "shot")
+    assert [one.origin for one in load(path).refused] == [f"{path}/services-001.json, document 1"]
+
+
+def test_objects_that_are_missing_are_told_and_no_error(tmp_path: Path) -> None:
+    save(SNAPSHOT, tmp_path)
+    count = len(SNAPSHOT.objects)
+    assert (warnings(tmp_path), warnings(tmp_path, "another-node")) == ([], [])
+    more = {"kind": "Service", "metadata": {"name": "more"}, "spec": {"clusterIP": "10.96.200.1"}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(more))
+    assert warnings(tmp_path) == []
+    (tmp_path / "more.yaml").unlink()
+    services = tmp_path / "services-001.json"
+    lines = services.read_text().splitlines()
+    services.write_text("\n".join([lines[0], *lines[2:]]))
+    assert warnings(tmp_path) == [(count - 1, count)]
+    services.write_text("\n".join([lines[0], lines[1].replace('"ports":[', '"ports":[7,', 1), *lines[2:]]))
+    assert warnings(tmp_path) == []  # it is there, and told as what could not be read
 
 
 def test_it_is_written_to_standard_output_where_nothing_else_can_be_written(tmp_path: Path) -> None:

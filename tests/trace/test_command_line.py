@@ -123,6 +123,23 @@ def test_agreement_and_difference(node: TracedNode) -> None:
 
 
 @pytest.mark.kernel
+def test_outside_where_nothing_leads_to_who_stands_for_it(node: TracedNode) -> None:
+    """The made-up address proves nothing then; one that somebody wrote does."""
+    default = node.box.node.command(["ip", "route", "show", "default"]).stdout.split()
+    node.box.node.command(["ip", "route", "del", *default])
+    try:
+        outside, written = run(node, "outside", "shop/web:http"), run(node, "203.0.113.1", "shop/web:http")
+    finally:
+        node.box.node.command(["ip", "route", "add", *default])
+    assert outside.returncode == 0, outside.stdout
+    assert "nothing leads to 203.0.113.1, which stands for anybody outside" in outside.stdout
+    assert "write the client's address as SRC" in outside.stdout
+    assert outside.stdout.splitlines()[-1].startswith("The kernel's rules could not be followed to the end")
+    assert written.returncode == 1
+    assert "not routed: nothing leads to its source 203.0.113.1" in written.stdout
+
+
+@pytest.mark.kernel
 def test_json(node: TracedNode) -> None:
     [trace] = json.loads(run(node, "node", "shop/sticky:80", "-o", "json").stdout)["traces"]
     assert trace["agreement"] == "agrees"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from nodeproxy.api.objects import ServiceStatus
 from nodeproxy.cluster.names import IPProtocol
 from nodeproxy.trace.results import Agreement, Trace
 from tests.trace.cluster import endpoint, service, slice_of, trace_one, view
@@ -210,3 +212,63 @@ def test_detect_local_by_interface_is_judged_by_endpoints_when_offline() -> None
     assert trace_one(state, "10.0.0.1", "10.96.0.1:80").packet.from_local_pod is True
     assert trace_one(state, REMOTE, "10.96.0.1:80").packet.from_local_pod is False
     assert trace_one(state, "node", "10.96.0.1:80").packet.from_local_pod is False
+
+
+def test_detect_local_by_interface_takes_nothing_of_the_node_itself_for_a_pod() -> None:
+    """A pod in the host's network has the node's address, and so is an endpoint on this node."""
+    from nodeproxy.programmer.base import DetectLocalMode
+
+    state = view(
+        service(),
+        slice_of(endpoint("192.168.0.2", "here"), READY),
+        detect_local_mode=DetectLocalMode.BRIDGE_INTERFACE,
+        pod_bridge_interface="cni0",
+    )
+    traces = [trace_one(state, source, "10.96.0.1:80") for source in ("192.168.0.2", "node")]
+    for trace in traces:
+        assert (trace.packet.from_node, trace.packet.from_local_pod) == (True, False)
+        assert (trace.packet, trace.expected) == (traces[1].packet, traces[1].expected)
+        assert all(backend.masquerade for backend in trace.expected.backends)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "destination", "answers"),
+    [
+        ((), "192.168.0.2", True),
+        ((), "127.0.0.1", True),
+        (("192.168.0.0/16",), "192.168.0.2", True),
+        (("10.1.0.0/16",), "192.168.0.2", False),
+        (("192.168.0.0/16",), "127.0.0.1", False),
+        (("127.0.0.0/8",), "127.0.0.1", True),
+    ],
+)
+def test_health_check_node_port(allowed: tuple[str, ...], destination: str, answers: bool) -> None:
+    """Let through wherever it is asked at, but the agent listens at nodePortAddresses only."""
+    checked = service(
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=31000,
+        ports=[{"name": "http", "port": 80, "nodePort": 30080}],
+    )
+    state = view(checked, slice_of(READY), node_port_addresses=allowed)
+    expected = trace_one(state, "outside" if destination == "192.168.0.2" else "node", f"{destination}:31000").expected
+    what = "the node itself answers"
+    if not answers:
+        what = "let through, but the agent does not listen there: nodePortAddresses leaves it out"
+    assert (expected.outcome, expected.why) == ("accept", (f"health-check node port of Service shop/web: {what}",))
+
+
+def test_source_ranges_and_policy_local() -> None:
+    """Both that drop a packet are told."""
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    spec = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["198.51.100.0/24"]}
+    status = {"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}}
+    balanced = msgspec.structs.replace(service(ports=ports, **spec), status=msgspec.convert(status, ServiceStatus))
+    state = view(balanced, slice_of(READY))
+    nothing_here = "policy Local, and no usable endpoint is on this node"
+    for source, why in (
+        (REMOTE, (f"source {REMOTE} is in none of loadBalancerSourceRanges (198.51.100.0/24)", nothing_here)),
+        ("198.51.100.9", (nothing_here,)),
+        (POD, (f"source {POD} is in none of loadBalancerSourceRanges (198.51.100.0/24)",)),
+    ):
+        assert trace_one(state, source, "198.51.100.7:80").expected.why == why
