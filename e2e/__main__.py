@@ -58,7 +58,7 @@ def parts(smoke: bool, workers: int) -> list[Part]:
     return [*found, Part("a second cluster: migration, dual stack", (str(_SECOND), "-v", "-s"))]
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
 @click.option("--smoke", is_flag=True, help="The short suite: Service types, policies, affinity, draining, a killed agent.")
 @click.option("--nodes", type=click.IntRange(1, 5), default=2, show_default=True, help="Workers of the cluster.")
 @click.option("--parallel", type=click.IntRange(1, 16), default=4, show_default=True, help="Processes of pytest.")

@@ -37,6 +37,8 @@ def objects(services: int) -> Iterator[dict[str, Any]]:
 def main() -> int:
     """Exit status of `nodeproxy compare`."""
     arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(f"Takes {SERVICES:,} made-up Services unless ARGS name a cluster state. ARGS are those of:\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="nodeproxy-compare-") as directory:
         if not any(word.partition("=")[0] in _STATES for word in arguments):
             items = {"apiVersion": "v1", "kind": "List", "items": list(objects(SERVICES))}

@@ -3,6 +3,7 @@
 Arguments are those of `python -m hack.conformance`.
 """
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -20,6 +21,8 @@ _IN_VM: Final = ("--workers", "1", "--all-nodes", "--procs", "3")
 def main(arguments: Sequence[str]) -> int:
     """Run the tests; their exit status."""
     command = ["python", "-m", "hack.conformance", "--mode", "ipvs"]
+    if {"-h", "--help"} & set(arguments):  # no machine is made ready for that
+        return subprocess.run([sys.executable, *command[1:], "--help"], cwd=REPOSITORY, check=False).returncode
     try:
         here, why = cli.runs_here()
         if here:

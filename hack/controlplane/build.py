@@ -26,6 +26,8 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "gomod"
 PROGRAM = "kubernetes"
+COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "kube-proxy")
+"""What `KUBEBUILDER_ASSETS` has to have. Those of envtest lack the third and the last."""
 _REPORT_EVERY = 15.0
 _TOOLCHAINS_SINCE = (1, 21)  # from here on Go fetches the toolchain that go.mod asks for
 
@@ -45,22 +47,24 @@ def cache() -> Path:
 
 
 def binary(name: str) -> Path:
-    """The program of this name: from `KUBEBUILDER_ASSETS` if it is there, else built (or found in the cache)."""
-    assets = _assets()
-    if assets and (assets / name).exists():
-        return assets / name
-    return build() / name
+    """The program of this name: from `KUBEBUILDER_ASSETS` if all are there, else built (or found in the cache)."""
+    return binaries() / name
 
 
 def binaries() -> Path:
-    """The directory of the programs: `KUBEBUILDER_ASSETS` if it has etcd and kube-apiserver, else what `build` gives."""
+    """The directory of the programs: `KUBEBUILDER_ASSETS` if all are there, else what `build` gives."""
     return _assets() or build()
 
 
 def kube_proxy() -> Path | None:
-    """The kube-proxy that `KUBE_PROXY` names, whatever is there, or the one in the cache; None where there is neither."""
+    """The kube-proxy that `KUBE_PROXY` names, whatever is there; else that of `KUBEBUILDER_ASSETS`, or the one in the cache.
+
+    None where there is none of these: nothing is built.
+    """
     if named := os.environ.get("KUBE_PROXY"):
         return Path(named).absolute()
+    if assets := _assets():
+        return assets.absolute() / "kube-proxy"
     return next(iter(sorted(cache().glob(f"kubernetes-{version()}-*/bin/kube-proxy"))), None)
 
 
@@ -152,8 +156,8 @@ def _go() -> str:
         f"Building Kubernetes {version()} needs Go {_dotted(wanted)}, or any from {_dotted(_TOOLCHAINS_SINCE)} on that may "
         "fetch it (GOTOOLCHAIN=auto). On Debian 12 `apt-get install golang` gives 1.19, which is too old: unpack a release "
         "from Go's download page into /usr/local and put /usr/local/go/bin on PATH. To build nothing, set "
-        "KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver in it, or NODEPROXY_TEST_KUBECONFIG to the "
-        "kubeconfig of a cluster for tests."
+        f"KUBEBUILDER_ASSETS to a directory with all of {', '.join(COMPONENTS)} in it (envtest's are not all), or "
+        "NODEPROXY_TEST_KUBECONFIG to the kubeconfig of a cluster for tests."
     )
     go = shutil.which("go")
     if go is None:
@@ -172,7 +176,7 @@ def _assets() -> Path | None:
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if not given:
         return None
-    missing = [name for name in ("etcd", "kube-apiserver") if not (Path(given) / name).exists()]
+    missing = [name for name in COMPONENTS if not (Path(given) / name).exists()]
     if missing:
         say(f"KUBEBUILDER_ASSETS={given} has no {' and no '.join(missing)}: passed over")
         return None

@@ -53,17 +53,7 @@ async def clean_up(variants: Sequence[str] | None, drain_seconds: float = 900.0)
     when its connections have ended, after `drain_seconds` at the latest.
     """
     families = available_families()
-    errors: list[str] = []
-    holders: set[str] = set()
-    for variant in [Variant(name) for name in variants or ("legacy", "nft")]:
-        for family in families:
-            try:
-                holders |= await _remove_rules(variant, family)
-            except ToolMissing as error:
-                if variants is not None:
-                    errors.append(str(error))
-            except KernelError as error:
-                errors.append(f"IPv{int(family)}, {variant}: {error}")
+    holders, errors = await _remove_all_rules([Variant(name) for name in variants or ()], families)
     for family in families:
         await AffinitySets(family).keep_only(())
     if await asyncio.to_thread(_nft_tables, families):
@@ -79,6 +69,27 @@ async def clean_up(variants: Sequence[str] | None, drain_seconds: float = 900.0)
     if errors:
         raise ProgrammingError("; ".join(errors))
     _log.info("cleaned up", families=[int(family) for family in families])
+
+
+async def _remove_all_rules(named: Sequence[Variant], families: Sequence[Family]) -> tuple[set[str], list[str]]:
+    """Remove our rules of the variants that were named, else of every variant that the node has programs of.
+
+    Returns the modes in which kube-proxy holds rules, and what could not be removed or not even be looked at.
+    """
+    holders: set[str] = set()
+    errors: list[str] = []
+    for family in families:
+        missing: list[ToolMissing] = []
+        for variant in named or Variant:
+            try:
+                holders |= await _remove_rules(variant, family)
+            except ToolMissing as error:
+                missing.append(error)
+            except KernelError as error:
+                errors.append(f"IPv{int(family)}, {variant}: {error}")
+        if missing and (named or len(missing) == len(Variant)):  # most nodes have the programs of one variant only
+            errors.append(f"rules of IPv{int(family)} were not looked at: {'; '.join(map(str, missing))}")
+    return holders, errors
 
 
 async def _drain(families: Sequence[Family], seconds: float) -> None:

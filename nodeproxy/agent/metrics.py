@@ -23,6 +23,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from nodeproxy.api.objects import Kind
+from nodeproxy.configuration.agent_config import Mode
 from nodeproxy.forwarding.table import Family
 
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
@@ -223,6 +225,17 @@ class Metrics:
             "nodeproxy_drift_repairs_total", "Times that rules were found changed by others, and put back"
         )
         self.service_ports = self._gauge("nodeproxy_service_ports", "Rows of the forwarding table")
+        self._begin_with_zeros()
+
+    def _begin_with_zeros(self) -> None:
+        """Make the series of what seldom happens: of one that comes with its first event, `increase` does not see that."""
+        for result in ("applied", "refused"):
+            self.config_reloads.labels(result=result)
+        for mode in Mode:
+            for result in ("done", "failed"):
+                self.mode_switches.labels(to=str(mode), result=result)
+        for kind in (*map(str, Kind), "unknown"):  # what cannot be read may not even tell its kind
+            self.refused_objects.labels(kind=kind)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
+from traceback import walk_tb
+from typing import Final
 
 import click
 
+from nodeproxy.cli.command_line import fail
 from nodeproxy.cli.compare import compare
 from nodeproxy.cli.config import config
 from nodeproxy.cli.logging import configure_logging
@@ -18,6 +23,8 @@ from nodeproxy.cli.snapshot import snapshot
 from nodeproxy.cli.status import status
 from nodeproxy.cli.trace import trace
 from nodeproxy.cli.types import Duration, normalise
+
+_PRINTERS: Final = ("click.utils", "rich.console")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -36,7 +43,8 @@ def main_group() -> None:
 def cleanup(iptables_variant: tuple[str, ...], ipvs_drain_timeout: float, verbosity: int, log_format: str) -> None:
     """Remove everything that nodeproxy programmed on this node, and nothing else.
 
-    What a kube-proxy that has taken the node over serves with stays, though it has the same names.
+    An agent that runs here has to end first: it would put everything back. What a kube-proxy that has taken the node over
+    serves with stays, though it has the same names.
     """
     configure_logging(verbosity, log_format)
     clean_up_node(iptables_variant, ipvs_drain_timeout)
@@ -56,7 +64,15 @@ main_group.add_command(trace)
 
 def main() -> None:
     """Entry point of the console script."""
-    main_group(args=normalise(sys.argv[1:]), prog_name="nodeproxy")
+    try:
+        main_group(args=normalise(sys.argv[1:]), prog_name="nodeproxy")
+    except OSError as error:  # of a pipe that nobody reads any more click takes care
+        modules = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
+        if modules.isdisjoint(_PRINTERS):
+            raise
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python writes what is left as it ends
+        fail(f"the output cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def clean_up_node(variants: tuple[str, ...], drain_seconds: float) -> None:
     from nodeproxy.programmer.base import ProgrammingError  # noqa: PLC0415
 
     need_privileges()
+    _need_no_agent()
     try:
         asyncio.run(clean_up(variants or None, drain_seconds))
     except ProgrammingError as error:
@@ -88,6 +89,17 @@ def need_privileges() -> None:
     missing = [name for name, bit in (("NET_ADMIN", 12), ("NET_RAW", 13)) if not effective >> bit & 1]
     if missing:
         fail(f"lacks {' and '.join(missing)}: run it as root, or with these capabilities over its network namespace")
+
+
+def _need_no_agent() -> None:
+    """End the program beside an agent that runs: Services would fail until that has put back all that was removed."""
+    from nodeproxy.snapshot.agent_socket import AgentNotRunning, ask  # noqa: PLC0415
+
+    try:
+        ask("/status")
+    except AgentNotRunning:
+        return
+    fail("an agent runs on this node and would put back what is removed: stop it first, or take its pod off the node")
 
 
 def adjust_oom_score(score: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 from nodeproxy.agent.metrics import Metrics
 from nodeproxy.agent.observers.no_local_endpoints import EXTERNAL, INTERNAL, NoLocalEndpoints
 from nodeproxy.api.objects import Kind
+from nodeproxy.configuration.agent_config import Mode
 from nodeproxy.forwarding.table import Delta, Family
 from tests.forwarding.world import ELSEWHERE, HERE, World, dead, ready, service, slice_of
 
@@ -95,6 +96,18 @@ def test_what_is_said_of_a_pass_is_said_of_each_family() -> None:
         assert value("kubeproxy_sync_proxy_rules_duration_seconds_count", {"ip_family": family}) == 1
     deleted = "kubeproxy_conntrack_reconciler_deleted_entries_total"
     assert [value(deleted, {"ip_family": family}) for family in ("IPv4", "IPv6")] == [0, 3]
+
+
+def test_what_alerts_see_increase_is_there_before_it_happens() -> None:
+    """`increase` takes the first value of a series for where it began, so that a 1 out of nothing would be no increase."""
+    value = Metrics().registry.get_sample_value
+    for result in ("applied", "refused"):
+        assert value("nodeproxy_config_reloads_total", {"result": result}) == 0
+    for mode in Mode:
+        for result in ("done", "failed"):
+            assert value("nodeproxy_mode_switches_total", {"to": str(mode), "result": result}) == 0
+    for kind in (*map(str, Kind), "unknown"):
+        assert value("nodeproxy_refused_objects_total", {"kind": kind}) == 0
 
 
 def test_one_mode_is_in_force() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_every_complaint_is_told_at_once() -> None:
         "--cluster-cidr",
         "--iptables-masquerade-bit",
     ]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_clear_line(unbuffered: str) -> None:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [PROGRAM, "trace", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            env={"PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "nodeproxy: the output cannot be written: No space left on device\n")
 
 
 def test_without_iptables_the_missing_tool_is_named(tmp_path: Path) -> None:
@@ -261,3 +277,18 @@ def test_the_agent_imports_nothing_that_is_for_people() -> None:
     code = f"import sys, nodeproxy.cli.main, nodeproxy.agent.agent; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ((), "in-cluster service account: "),
+        (("--kubeconfig", "/nowhere"), "kubeconfig /nowhere: No such file or directory"),
+    ],
+    ids=["outside of a pod", "no kubeconfig"],
+)
+def test_an_operator_without_credentials_ends_with_one_line(flags: tuple[str, ...], complaint: str) -> None:
+    done = run("operator", "--image", "nodeproxy:dev", "--bind-address", "", *flags, path=os.environ["PATH"])
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"nodeproxy: {complaint}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -107,6 +109,50 @@ def test_cleanup_removes_ours_and_nothing_else(world: World) -> None:
         assert world.virtual_servers() == []
         assert [rule for rule in world.rules("mangle") if "KUBE" in rule] == []
         assert "kube-ipvs0" not in world.box.node.command(["ip", "link"]).stdout
+
+
+def test_cleanup_beside_an_agent_is_refused_and_changes_nothing(world: World) -> None:
+    world.put("web", service(), endpoint_slice([POD_A]))
+    with world.agent:
+        before = world.held()
+        done = world.box.node.command([world.agent.command[0], "cleanup"], check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("nodeproxy: an agent runs on this node"), done.stderr
+        assert world.held() == before
+        assert world.metric("nodeproxy_drift_repairs_total") == 0
+
+
+def cleanup_with(world: World, programs: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """`nodeproxy cleanup` with a PATH on which there are these programs alone."""
+    path = world.box.directory / "path"
+    path.mkdir()
+    for program in programs:
+        (path / program).symlink_to(f"/usr/sbin/{program}")
+    return world.box.node.command(["env", f"PATH={path}", world.agent.command[0], "cleanup"], check=False)
+
+
+def test_cleanup_with_the_programs_of_one_variant_is_whole(world: World) -> None:
+    world.put("web", service(), endpoint_slice([POD_A]))
+    with world.agent:
+        assert serves(world) == {"a"}
+    stems = (f"{name}-{world.way.variant}" for name in ("iptables", "ip6tables"))
+    done = cleanup_with(world, [f"{stem}-{verb}" for stem in stems for verb in ("restore", "save")])
+    assert (done.returncode, "cleaned up" in done.stderr) == (0, True), done.stderr
+    assert [rule for family in (4, 6) for rule in world.rules(family=family) if "KUBE" in rule] == []
+
+
+@pytest.mark.parametrize("found", [(), (4,)], ids=["none", "only IPv4"])
+def test_cleanup_says_which_rules_it_has_no_programs_to_look_at(world: World, found: Sequence[int]) -> None:
+    """As in a shell whose PATH lacks /usr/sbin. Rules that stay keep the ipsets that they look into."""
+    world.put("web", service(sessionAffinity="ClientIP"), endpoint_slice([POD_A]))
+    with world.agent:
+        assert serves(world) == {"a"}
+    done = cleanup_with(world, [f"iptables-{world.way.variant}-{verb}" for _ in found for verb in ("restore", "save")])
+    assert done.returncode == 1
+    assert "cleaned up" not in done.stderr and "Traceback" not in done.stderr
+    for family in (4, 6):
+        assert (f"rules of IPv{family} were not looked at: " in done.stderr) == (family not in found), done.stderr
+        assert any("KUBE" in rule for rule in world.rules(family=family)) == (family not in found)
 
 
 def refusing(box: Sandbox, way: Way, marker: str) -> dict[str, str]:

@@ -60,6 +60,13 @@ def test_what_is_asked_for_is_exported(place: str, expression: str) -> None:
     assert grouped | matched <= labels | TARGET_LABELS, place
 
 
+@pytest.mark.parametrize(("place", "expression"), list(expressions()))
+def test_only_our_series_are_asked_for(place: str, expression: str) -> None:
+    """kube-proxy, which serves other nodes during a migration, has series of the same names."""
+    for name, selector in re.findall(r"\b((?:up|(?:kubeproxy|process|python)_\w+)\b)(\{[^}]*\})?", expression):
+        assert 'job="nodeproxy"' in selector, f"{place}: {name}"
+
+
 def test_an_unknown_name_would_be_found() -> None:
     with pytest.raises(AssertionError, match="nodeproxy_no_such_thing"):
         test_what_is_asked_for_is_exported("x", "sum by (node) (rate(nodeproxy_no_such_thing[5m]))")

@@ -1,11 +1,13 @@
 """What `python -m hack.vm` understands, what it refuses, and where it runs a command."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from hack.vm import cli, native
+from hack.conformance import vm as conformance
+from hack.vm import cli, e2e, native
 from hack.vm.places import REPOSITORY, VmError
 
 BROKEN = 125
@@ -88,3 +90,17 @@ def test_without_a_limit_the_command_takes_over(cache: Path) -> None:
         native.execute(["sh", "-c", "exit 5"], env={}, cwd="/", limit=None)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize(("suite", "name"), [(e2e.main, "e2e"), (conformance.main, "hack.conformance")])
+def test_help_of_a_suite_makes_no_machine_ready(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    suite: Callable[[Sequence[str]], int],
+    name: str,
+    flag: str,
+) -> None:
+    monkeypatch.setattr(cli, "runs_here", lambda: pytest.fail("it looks for where the suite is to run"))
+    assert suite([flag]) == 0
+    assert f"Usage: python -m {name} " in capfd.readouterr().out
