@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from nodeproxy.cli.options import unsupported_parameter
-from nodeproxy.cluster.findings import printable
+from nodeproxy.cluster.findings import printable_lines
 from nodeproxy.configuration.addresses import with_port
 from nodeproxy.configuration.agent_config import AgentConfig, LogFormat, Mode, WhileAnotherRuns
 from nodeproxy.configuration.resolve import Remark, Resolved, resolve
@@ -109,5 +109,5 @@ def log_remarks(remarks: tuple[Remark, ...]) -> None:
 def fail(*complaints: str) -> NoReturn:
     """End with a line on standard error for each complaint. Lines in one stay lines."""
     for complaint in complaints:
-        click.echo("\n".join(printable(line) for line in f"nodeproxy: {complaint}".split("\n")), err=True)
+        click.echo(printable_lines(f"nodeproxy: {complaint}"), err=True)
     sys.exit(1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from nodeproxy.cli.command_line import fail
+from nodeproxy.cluster.findings import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,8 +181,3 @@ def _ago(then: str, now: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would act upon."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

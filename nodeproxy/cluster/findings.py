@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, but lines stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def is_label(text: str) -> bool:
     """Whether `text` is a DNS label: a-z, 0-9 and '-', at most 63 characters."""
     return _LABEL.fullmatch(text) is not None

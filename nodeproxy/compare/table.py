@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from nodeproxy.cluster.findings import printable, printable_lines
 from nodeproxy.compare import page
 from nodeproxy.compare.results import Comparison, Difference, ModeResult
 
@@ -115,10 +116,5 @@ def _disagreements(found: Sequence[Difference]) -> Table:
         others = "".join(f"\n{mode}: {text}" for mode, text in one.other_modes.items())
         what = f"{one.service_port}\n{one.frontend}\n{one.sender}"
         told = f"expected: {one.expected}\nseen: {one.seen}{others}"
-        table.add_row(one.mode, *(escape(printable(text)) for text in (what, one.reason, told)))
+        table.add_row(one.mode, *(escape(printable_lines(text)) for text in (what, one.reason, told)))
     return table
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would act upon; lines stay lines."""
-    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)

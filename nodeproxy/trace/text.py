@@ -1,6 +1,6 @@
 """Owns a trace as text for people: what must happen and why, then what the kernel says, then the warning where they differ.
 
-Names and rules come from the cluster and from others: what is not printable is replaced, lest it commands the terminal.
+Names and rules come from the cluster and from others: what is not printable is escaped, lest it commands the terminal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from nodeproxy.cluster.findings import printable
 from nodeproxy.trace.ends import Several, endpoint_text
 from nodeproxy.trace.results import Agreement, Destination, Expected, KernelFinding, Sent, Trace, TracedEndpoint
 from nodeproxy.trace.walk import Step
@@ -22,11 +23,6 @@ _CONFIRMS: Final = {
     False: "where the walk does not have it",
     None: "whether the walk has it so cannot be told",
 }
-
-
-def printable(text: str) -> str:
-    """`text` without characters that a terminal may take for commands."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def trace_lines(trace: Trace, *, everything: bool = False) -> Iterator[str]:

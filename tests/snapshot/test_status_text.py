@@ -18,7 +18,8 @@ from nodeproxy.agent.status import (
     SyncState,
     Trouble,
 )
-from nodeproxy.cli.status import lines, printable
+from nodeproxy.cli.status import lines
+from nodeproxy.cluster.findings import printable
 from nodeproxy.configuration.agent_config import Mode
 
 NOW = "2026-01-02T03:04:05Z"
