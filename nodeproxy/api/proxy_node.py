@@ -23,6 +23,14 @@ class ApiObjectBase(Struct, frozen=True, rename="camel", omit_defaults=True, kw_
     """Base: immutable, camelCase on the wire, unknown fields ignored, nothing written that is as by default."""
 
 
+class OwnerReference(ApiObjectBase, frozen=True):
+    """What an object belongs to, as far as it is read: it goes with it."""
+
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
 class ObjectMeta(ApiObjectBase, frozen=True):
     """metadata, as far as it is read."""
 
@@ -36,6 +44,7 @@ class ObjectMeta(ApiObjectBase, frozen=True):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     finalizers: list[str] | None = None
+    owner_references: list[OwnerReference] | None = None
 
 
 class ProxyNodeSpec(ApiObjectBase, frozen=True):
@@ -90,3 +99,8 @@ class ProxyNode(ApiObjectBase, frozen=True):
     metadata: ObjectMeta
     spec: ProxyNodeSpec = ProxyNodeSpec()
     status: ProxyNodeStatus = ProxyNodeStatus()
+
+    @property
+    def node_uid(self) -> str | None:
+        """The UID of the Node that it belongs to, and goes with; None where nobody wrote that down."""
+        return next((one.uid for one in self.metadata.owner_references or [] if one.kind == "Node"), None)

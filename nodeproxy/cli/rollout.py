@@ -11,12 +11,19 @@ import click
 
 from nodeproxy.cli.command_line import fail
 from nodeproxy.cli.types import Duration, StringList, split_lists
+from nodeproxy.cluster.findings import printable
 
 if TYPE_CHECKING:
     from nodeproxy.operator.api import ProxyRollout
     from nodeproxy.operator.client import RolloutClient
 
 _CHECKS = ("agent", "audit", "metrics", "probes")
+_GIVE_UP_SECONDS = 300.0
+_NOT_ANSWERED = 3
+_WAIT_HELP = (
+    "Show it until it has ended; exit status 1 where it is not {wanted},"
+    " 3 where that is not known: the API server has not answered for 5 minutes."
+)
 
 
 @click.group()
@@ -54,7 +61,7 @@ def rollout(context: click.Context, kubeconfig: Path | None, master: str | None)
 @click.option("--node-timeout", type=Duration(), help="For a node to become ready.")
 @click.option("--auto-rollback", is_flag=True, help="When a node fails, the finished ones go back, too.")
 @click.option("--paused", is_flag=True, help="Begin no node yet.")
-@click.option("--wait", is_flag=True, help="Show it until it has ended; exit status 1 where it is not completed.")
+@click.option("--wait", is_flag=True, help=_WAIT_HELP.format(wanted="completed"))
 @click.option("--dry-run", is_flag=True, help="Have the API server check it, and print it as YAML.")
 @click.pass_obj
 def start(where: tuple[Path | None, str | None], /, name: str, wait: bool, dry_run: bool, **flags: Any) -> None:
@@ -75,7 +82,7 @@ def start(where: tuple[Path | None, str | None], /, name: str, wait: bool, dry_r
 
 @rollout.command()
 @click.argument("name", required=False)
-@click.option("--watch", "-w", is_flag=True, help="Until it has ended.")
+@click.option("--watch", "-w", is_flag=True, help=_WAIT_HELP.format(wanted="completed"))
 @click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_obj
 def status(where: tuple[Path | None, str | None], /, name: str | None, watch: bool, output: str) -> None:
@@ -101,6 +108,7 @@ def status(where: tuple[Path | None, str | None], /, name: str | None, watch: bo
             else:
                 _console().print(listing(rollouts))
         elif watch:
+            client.get(name)  # what cannot be read at all is not waited for
             _follow(client, name)
         else:
             _console().print(picture(client.get(name)))
@@ -118,7 +126,7 @@ def pause(where: tuple[Path | None, str | None], /, name: str) -> None:
 
 @rollout.command()
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Show it until it has ended.")
+@click.option("--wait", is_flag=True, help=_WAIT_HELP.format(wanted="completed"))
 @click.pass_obj
 def resume(where: tuple[Path | None, str | None], /, name: str, wait: bool) -> None:
     """Go on."""
@@ -134,7 +142,7 @@ def resume(where: tuple[Path | None, str | None], /, name: str, wait: bool) -> N
 @rollout.command()
 @click.argument("name")
 @click.option("--rollback", is_flag=True, help="Finished nodes go back, too; without it they stay as they are.")
-@click.option("--wait", is_flag=True, help="Show it until it has ended.")
+@click.option("--wait", is_flag=True, help=_WAIT_HELP.format(wanted="aborted"))
 @click.pass_obj
 def abort(where: tuple[Path | None, str | None], /, name: str, rollback: bool, wait: bool) -> None:
     """Stop for good: nodes that are being changed go back. It cannot be taken back itself."""
@@ -240,17 +248,27 @@ def _change(client: RolloutClient, name: str, spec: dict[str, Any], what: str) -
 
 
 def _follow(client: RolloutClient, name: str, *, wanted: str = "Completed") -> None:
-    """Show it until it has ended. Ends the program with 1 where that is not what was wanted."""
+    """Show it until it has ended. Ends the program with 1 where that is not what was wanted, with 3 where nobody knows."""
+    from nodeproxy.cli.patience import patiently  # noqa: PLC0415 - tenacity
     from nodeproxy.cli.rollout_view import follow  # noqa: PLC0415 - rich
+    from nodeproxy.operator.client import Unanswered  # noqa: PLC0415 - kubernetes
 
     def ended(one: ProxyRollout) -> bool:
         return one.finished
 
+    def say(why: str) -> None:
+        # Where a picture is shown rich has another standard error in this place, which keeps it whole.
+        click.echo(f"nodeproxy: {printable(why)}; trying again", file=sys.stderr)
+
+    it_goes_on = f"it goes on: nodeproxy rollout status {name} --watch"
     try:
-        last = follow(_console(), lambda: client.get(name), ended)
+        last = follow(_console(), patiently(lambda: client.get(name), say, seconds=_GIVE_UP_SECONDS), ended)
     except KeyboardInterrupt:
-        click.echo(f"it goes on: nodeproxy rollout status {name} --watch", err=True)
+        click.echo(it_goes_on, err=True)
         sys.exit(130)
+    except Unanswered as error:
+        click.echo(f"nodeproxy: no answer for {_GIVE_UP_SECONDS:g} s: {printable(str(error))}; {it_goes_on}", err=True)
+        sys.exit(_NOT_ANSWERED)
     if last.status.phase != wanted:
         sys.exit(1)
 
@@ -266,9 +284,7 @@ def _with_client(where: tuple[Path | None, str | None], use: Callable[[RolloutCl
 
 
 def _refuse(text: str) -> NoReturn:
-    from nodeproxy.cli.status import printable  # noqa: PLC0415
-
-    fail(*(printable(line) for line in text.splitlines() if line.strip()))
+    fail(*(line for line in text.splitlines() if line.strip()))
 
 
 def _console() -> Any:

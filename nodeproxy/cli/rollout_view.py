@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nodeproxy.cli.status import printable
+from nodeproxy.cluster.findings import printable
 from nodeproxy.operator.api import IN_FLIGHT, NodeLine, NodePhase, NodeState, Phase, ProxyRollout, seconds
 
 _STYLES: Final = {

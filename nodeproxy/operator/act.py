@@ -12,7 +12,8 @@ import structlog
 from nodeproxy.api.proxy_node import API_VERSION, PROXY_LABEL, PROXY_NODES
 from nodeproxy.operator.api import FINALIZER, NODEPROXY, PROXY_ROLLOUTS, ProxyRollout
 from nodeproxy.operator.cluster import MERGE_PATCH, Cluster, name_of
-from nodeproxy.operator.pods import cleanup_name, cleanup_pod
+from nodeproxy.operator.objects import Pod
+from nodeproxy.operator.pods import NODE_ANNOTATION, cleanup_name, cleanup_pod
 from nodeproxy.operator.probing import Prober
 from nodeproxy.operator.world import (
     Action,
@@ -54,8 +55,8 @@ class Actor:
         match action:
             case TellNode():
                 await self._tell_node(action)
-            case ForgetNode(node=node):
-                await self._cluster.delete(f"{PROXY_NODES}/{name_of(node)}")
+            case ForgetNode(node=node, uid=uid):
+                await self._cluster.delete(f"{PROXY_NODES}/{name_of(node)}", uid=uid)
             case LabelNode(node=node, value=value):
                 await self._patch(f"/api/v1/nodes/{name_of(node)}", {"metadata": {"labels": {PROXY_LABEL: value}}})
             case SetImage():
@@ -67,7 +68,7 @@ class Actor:
             case EndProbes(verification=verification):
                 await self._prober.end(verification)
             case StartCleanup(node=node, drain_seconds=drain):
-                await self._create(self._pods, cleanup_pod(node, self._image(), drain, rollout))
+                await self._start_cleanup(node, cleanup_pod(node, self._image(), drain, rollout))
             case EndCleanup(node=node):
                 await self._cluster.delete(f"{self._pods}/{cleanup_name(node)}")
             case AddFinalizer():
@@ -82,14 +83,20 @@ class Actor:
     async def _tell_node(self, action: TellNode) -> None:
         spec = {"mode": action.mode, "configuration": action.configuration, "verification": action.verification}
         said = {key: value for key, value in spec.items() if value is not None}
+        # It goes with its Node: another one of the same name must not get what this one was told.
+        owners = [{"apiVersion": "v1", "kind": "Node", "name": action.node, "uid": action.uid}] if action.uid else []
         try:
             # Replaced and not merged: what is no longer said in the configuration has to go.
-            patch = [{"op": "add", "path": "/spec", "value": said}]
+            patch = [
+                {"op": "add", "path": "/spec", "value": said},
+                {"op": "add", "path": "/metadata/ownerReferences", "value": owners},
+            ]
             await self._cluster.send("PATCH", f"{PROXY_NODES}/{name_of(action.node)}", patch, _JSON_PATCH)
         except StatusError as error:
             if error.status != 404:
                 raise
-            made = {"apiVersion": API_VERSION, "kind": "ProxyNode", "metadata": {"name": action.node}, "spec": said}
+            meta = {"name": action.node, "ownerReferences": owners}
+            made = {"apiVersion": API_VERSION, "kind": "ProxyNode", "metadata": meta, "spec": said}
             await self._create(PROXY_NODES, made)
 
     async def _set_image(self, action: SetImage) -> None:
@@ -131,6 +138,21 @@ class Actor:
                 type="Warning" if action.warning else "Normal",
             )
             await self._cluster.send("POST", "/apis/events.k8s.io/v1/namespaces/default/events", event)
+
+    async def _start_cleanup(self, node: str, pod: dict[str, Any]) -> None:
+        """Make the pod. One of its name that people made, as the guide to migrating says, goes first: nobody looks at it."""
+        try:
+            await self._cluster.send("POST", self._pods, pod)
+        except StatusError as error:
+            if error.status != 409:
+                raise
+            path = f"{self._pods}/{cleanup_name(node)}"
+            found = await self._cluster.get_as(path, Pod)
+            if found is None or (found.metadata.annotations or {}).get(NODE_ANNOTATION) == node:
+                return
+            if found.metadata.deletion_timestamp is None:
+                _log.info("a cleanup that people began goes first", pod=found.metadata.name, node=node)
+                await self._cluster.delete(path, uid=found.metadata.uid)
 
     async def _create(self, path: str, body: dict[str, Any]) -> None:
         try:

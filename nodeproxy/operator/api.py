@@ -230,6 +230,10 @@ class NodeLine(_Status):
     started_at: str | None = None
     finished_at: str | None = None
     uid: str | None = None
+    pod_uid: str | None = None
+    """The pod that was deleted in this phase, so that one with the other image comes."""
+    unwell_since: str | None = None
+    """While it soaks: since when something is said against this node."""
     before: NodeState | None = None
     after: NodeState | None = None
     figures_before: Figures | None = None
@@ -252,6 +256,7 @@ class DaemonSetBefore(_Status):
 
     image: str
     update_strategy: dict[str, Any]
+    template_generation: str | None = None
     restored: bool = False
 
 
@@ -276,7 +281,9 @@ class RolloutStatus(_Status):
     step_text: str | None = None
     target: str | None = None
     progress: str | None = None
+    soak_since: str | None = None
     soak_until: str | None = None
+    """`soak_since` and `spec.soakSeconds`, anew in each pass. None: it does not soak."""
     outcome: Phase | None = None
     take_back: bool = False
     started_at: str | None = None
@@ -298,6 +305,14 @@ class ProxyRollout(ApiObjectBase, frozen=True):
     def finished(self) -> bool:
         """Whether nothing more happens."""
         return self.status.phase in FINISHED
+
+    @property
+    def soak_ends(self) -> float | None:
+        """When, in seconds since the epoch, as the spec says now. None: it does not soak."""
+        status = self.status
+        if status.soak_since is not None:
+            return seconds(status.soak_since) + self.spec.soak_seconds
+        return seconds(status.soak_until) if status.soak_until is not None else None
 
 
 def timestamp(now: float) -> str:

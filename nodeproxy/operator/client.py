@@ -15,6 +15,8 @@ from nodeproxy.source.apiserver.connection import Cancel, Connection, RequestErr
 from nodeproxy.source.apiserver.credentials import Credentials
 
 _READ_SECONDS: Final = 30.0
+_PASSES: Final = (401, 403, 429)
+"""Statuses that a read may have for a while: a token ran out; a server that starts does not know all rights yet."""
 
 
 class _Items(msgspec.Struct):
@@ -23,6 +25,10 @@ class _Items(msgspec.Struct):
 
 class RolloutError(Exception):
     """It cannot be done; one line says why."""
+
+
+class Unanswered(RolloutError):
+    """As `RolloutError`, but for now only: the API server does not answer, starts, or wants other credentials."""
 
 
 def kubeconfig_path(given: Path | None) -> Path | None:
@@ -41,6 +47,9 @@ class RolloutClient:
 
     def __init__(self, kubeconfig: Path | None, master: str | None = None) -> None:
         self._connection = Connection(Credentials(kubeconfig_path(kubeconfig), master))
+        self._connect()
+
+    def _connect(self) -> None:
         try:
             self._connection.connect()
         except Exception as error:  # CredentialsError, and whatever plugins do
@@ -70,9 +79,13 @@ class RolloutClient:
         try:
             return b"".join(self._connection.read(path, {}, Cancel(), _READ_SECONDS))
         except StatusError as error:
+            if error.status == 401:
+                self._connect()
+            if error.status in _PASSES or error.status >= 500:
+                raise Unanswered(str(error)) from error
             raise RolloutError(missing if error.status == 404 else str(error)) from error
         except RequestError as error:
-            raise RolloutError(f"the API server does not answer: {error}") from error
+            raise Unanswered(f"the API server does not answer: {error}") from error
 
     def _send(
         self, method: str, path: str, body: dict[str, Any], *, query: dict[str, str] | None = None, name: str = ""

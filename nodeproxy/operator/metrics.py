@@ -25,6 +25,12 @@ class Metrics:
         self.actions = Counter(
             "nodeproxy_operator_actions", "Actions carried out, by kind", ("action", "result"), registry=registry
         )
+        self.failures = Counter(
+            "nodeproxy_operator_rollout_failures",
+            "Looks at one roll-out that failed, by a request or by a fault of the operator",
+            ("kind",),
+            registry=registry,
+        )
         self._rollouts = Gauge("nodeproxy_rollouts", "Roll-outs by phase", ("phase",), registry=registry)
         self._nodes = Counter(
             "nodeproxy_rollout_nodes", "Nodes that came to an end, by which", ("phase",), registry=registry
@@ -41,6 +47,8 @@ class Metrics:
         self._counted: set[str] = set()
         for phase in (NodePhase.UPDATED, NodePhase.ROLLED_BACK, NodePhase.FAILED, NodePhase.GONE):
             self._nodes.labels(phase=phase.value)
+        for kind in ("request", "fault"):
+            self.failures.labels(kind=kind)
         for result in ("ok", "failed"):
             self._probes.labels(result=result)
         self.rollouts(())

@@ -13,7 +13,16 @@ from nodeproxy.api.proxy_node import ProxyNodeSpec
 from nodeproxy.operator.api import KUBE_PROXY, NODEPROXY, Check, Figures, NodeLine, NodePhase, NodeState
 from nodeproxy.operator.turn import Turn
 from nodeproxy.operator.verify import agent_checks, complaint, measured, verification_id
-from nodeproxy.operator.world import DeletePod, EndCleanup, ForgetNode, LabelNode, StartCleanup, StartProbes, TellNode
+from nodeproxy.operator.world import (
+    DeletePod,
+    EndCleanup,
+    ForgetNode,
+    LabelNode,
+    PodSeen,
+    StartCleanup,
+    StartProbes,
+    TellNode,
+)
 
 _TRIES: Final = 2
 _PAUSE_SECONDS: Final = 3.0
@@ -54,8 +63,6 @@ def gone(turn: Turn, line: NodeLine) -> bool:
     if seen is not None and (line.uid is None or line.uid == seen.uid):
         return False
     turn.enter(line, NodePhase.GONE, "the node has left the cluster")
-    if seen is None and line.name in turn.world.proxy_nodes:
-        turn.actions.append(ForgetNode(node=line.name))
     return True
 
 
@@ -110,6 +117,9 @@ def _verify(turn: Turn, line: NodeLine) -> str | None:
         line.reason = result.what
         return None
     assert result is not None
+    if goal.proxy == KUBE_PROXY and (left := _let_go(turn, line, NodeState())) is not None:
+        line.reason = left.what
+        return None
     line.after, line.reason = _state(turn, line), None
     # What is for judging, and for those who look why a node failed, goes: a thousand lines must stay small.
     line.after.spec_mode = line.after.spec_configuration = None
@@ -118,24 +128,23 @@ def _verify(turn: Turn, line: NodeLine) -> str | None:
             figures.probes, figures.in_sync, figures.audit = [], None, None
     line.figures_after = result
     turn.enter(line, NodePhase.UPDATED)
-    if goal.proxy == KUBE_PROXY and line.name in turn.world.proxy_nodes:
-        turn.actions.append(ForgetNode(node=line.name))
     turn.tell("NodeUpdated", f"has {turn.rollout.spec.target}, verified", line.name)
     return None
 
 
 def _go_back(turn: Turn, line: NodeLine) -> None:
     assert line.before is not None
-    before = turn.status.daemon_set
-    image = before.image if before is not None else None
     goal = NodeState(
         proxy=line.before.proxy if turn.rollout.spec.target.proxy else None,
-        image=image,
+        image=image_before(turn, line),
         spec_mode=line.before.spec_mode,
         spec_configuration=line.before.spec_configuration,
     )
     goal.proxy = goal.proxy or turn.serving(line.name)
-    result = _converge(turn, line, goal)
+    if goal.image not in (None, image_on_the_way_back(turn)):
+        line.since = turn.time  # the template has the image of another node first: its turn has not come
+    left = _let_go(turn, line, goal) if goal.proxy == KUBE_PROXY else None
+    result = _converge(turn, line, goal) or left
     if result is None:
         turn.enter(line, NodePhase.ROLLED_BACK)
         turn.tell("NodeRolledBack", f"is as before the roll-out: {line.reason}", line.name, warning=True)
@@ -145,6 +154,36 @@ def _go_back(turn: Turn, line: NodeLine) -> None:
     if turn.since(line.since) > limit:
         turn.enter(line, NodePhase.FAILED, f"{line.reason}; not taken back within {limit} s: {waiting}")
         turn.tell("NodeNotRolledBack", line.reason or "", line.name, warning=True)
+
+
+def image_before(turn: Turn, line: NodeLine) -> str | None:
+    """The agent's image that a node gets back. None: images are not touched, or it had kube-proxy."""
+    daemon_set, before = turn.status.daemon_set, line.before
+    if daemon_set is None or before is None or (turn.rollout.spec.target.proxy and before.proxy == KUBE_PROXY):
+        return None
+    # Not that of the template in the first place: its strategy may be OnDelete, and pods be older than it.
+    return before.image or daemon_set.image
+
+
+def image_on_the_way_back(turn: Turn) -> str | None:
+    """What the template must have while nodes go back: the image of the first of them. None: as it was."""
+    going = [line for line in turn.status.nodes if line.phase is NodePhase.ROLLING_BACK]
+    return next((image for line in going if (image := image_before(turn, line)) is not None), None)
+
+
+def _let_go(turn: Turn, line: NodeLine, before: NodeState) -> Waiting | None:
+    """The ProxyNode of a node that kube-proxy serves again: as it was, or none. A later agent would go by it."""
+    seen = turn.world.proxy_nodes.get(line.name)
+    if seen is None or seen.metadata.deletion_timestamp is not None or turn.serving(line.name) != KUBE_PROXY:
+        return None
+    if line.name in turn.world.agents and turn.world.nodes[line.name].ready:
+        return Waiting("nodeproxy still runs")
+    if before.spec_mode is None and before.spec_configuration is None:
+        turn.actions.append(ForgetNode(node=line.name, uid=seen.metadata.uid))
+        return Waiting("what the agent was told is being removed")
+    _tell(turn, line, before.spec_mode, before.spec_configuration, None)
+    as_before = (seen.spec.mode, seen.spec.configuration) == (before.spec_mode, before.spec_configuration)
+    return None if as_before else Waiting("what the agent was told is being taken back")
 
 
 def _patience(turn: Turn, line: NodeLine, what: str) -> Waiting | Bad:
@@ -175,7 +214,7 @@ def _state(turn: Turn, line: NodeLine) -> NodeState:
     return NodeState(
         proxy=proxy,
         mode=seen.status.mode if seen is not None and proxy == NODEPROXY else None,
-        image=pod.image if pod is not None and proxy == NODEPROXY else None,
+        image=_image(turn, pod) if pod is not None and proxy == NODEPROXY else None,
         spec_mode=spec.mode,
         spec_configuration=spec.configuration,
     )
@@ -191,7 +230,8 @@ def _converge(turn: Turn, line: NodeLine, goal: NodeState, *, telling: bool = Tr
         turn.actions.append(EndCleanup(node=line.name))
         return Waiting("a cleanup of the node is being stopped")
     # Before the label: an agent that comes to the node finds what it is told.
-    told = goal.proxy == NODEPROXY and (target.concerns_agent or agent_checks(turn.rollout))
+    says = goal.spec_mode is not None or goal.spec_configuration is not None
+    told = goal.proxy == NODEPROXY and (says or target.concerns_agent or agent_checks(turn.rollout))
     if told and telling:
         _tell(turn, line, goal.spec_mode, goal.spec_configuration, _told(turn, line).verification)
     if target.proxy is not None and turn.serving(line.name) != goal.proxy:
@@ -215,13 +255,24 @@ def _image_in_template(turn: Turn, goal: NodeState) -> Waiting | None:
     return None
 
 
-def _agent_runs(turn: Turn, line: NodeLine, goal: NodeState) -> Waiting | None:
+def _image(turn: Turn, pod: PodSeen) -> str:
+    """The image that a pod was made with, as its template says where that is known: a webhook may rewrite it."""
+    for one in (turn.world.daemon_set, turn.status.daemon_set):  # the present template, and that of before
+        if one is not None and pod.template_generation is not None and pod.template_generation == one.template_generation:
+            return one.image
+    return pod.image
+
+
+def _agent_runs(turn: Turn, line: NodeLine, goal: NodeState) -> Waiting | Bad | None:
     pod = turn.world.agents.get(line.name)
     if turn.rollout.spec.target.proxy is not None and line.name in turn.world.kube_proxies:
         return Waiting("kube-proxy still runs")
     if pod is None or pod.deleting:
         return Waiting("the agent's pod has not come")
-    if goal.image is not None and pod.image != goal.image:
+    if goal.image is not None and goal.image not in (pod.image, _image(turn, pod)):
+        if line.pod_uid not in (None, pod.uid):  # deleting it again would bring the same
+            return Bad(f"the agent's pod came with image {pod.image}, and the DaemonSet has {goal.image}")
+        line.pod_uid = pod.uid
         turn.actions.append(DeletePod(node=line.name, name=pod.name, uid=pod.uid))
         return Waiting(f"the agent's pod has image {pod.image}")
     if not pod.ready:
@@ -259,10 +310,10 @@ def _kube_proxy_serves(turn: Turn, line: NodeLine) -> Waiting | None:
 
 
 def _tell(turn: Turn, line: NodeLine, mode: str | None, configuration: dict[str, Any] | None, id: str | None) -> None:
-    if line.name not in turn.world.proxy_nodes or _told(turn, line) != ProxyNodeSpec(
-        mode=mode, configuration=configuration, verification=id
-    ):
-        turn.actions.append(TellNode(node=line.name, mode=mode, configuration=configuration, verification=id))
+    seen, uid = turn.world.proxy_nodes.get(line.name), turn.world.nodes[line.name].uid
+    spec = ProxyNodeSpec(mode=mode, configuration=configuration, verification=id)
+    if seen is None or seen.spec != spec or (uid and seen.node_uid != uid):
+        turn.actions.append(TellNode(node=line.name, uid=uid, mode=mode, configuration=configuration, verification=id))
 
 
 def _verification(
@@ -311,6 +362,11 @@ def _verification(
 
 def _elsewhere(turn: Turn, line: NodeLine) -> str:
     """Another node that is well, to probe from; another one for each round. This one where there is no other."""
-    others = sorted(other.name for other in turn.world.nodes.values() if other.ready and other.name != line.name)
+    world = turn.world
+    others = sorted(
+        other.name
+        for other in world.nodes.values()
+        if other.ready and other.name != line.name and (world.daemon_set is None or not world.daemon_set.keeps_off(other))
+    )
     others.sort(key=lambda other: other < line.name)  # not the same one for all
     return others[(line.round - 1) % len(others)] if others else line.name

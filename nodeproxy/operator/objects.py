@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from nodeproxy.api.proxy_node import PROXY_LABEL, ApiObjectBase, ObjectMeta
+from nodeproxy.operator.api import NODEPROXY
 from nodeproxy.operator.world import DaemonSetSeen, NodeSeen, PodSeen
+
+_TEMPLATE_GENERATION: Final = "deprecated.daemonset.template.generation"
+"""The API server counts a DaemonSet's templates in this annotation, and the controller labels pods with the count. It is
+what the controller itself tells a pod of the present template by, whatever a webhook made of the pod."""
+_POD_GENERATION: Final = "pod-template-generation"
 
 
 class _Condition(ApiObjectBase, frozen=True):
@@ -76,6 +82,11 @@ class _PodSpec(ApiObjectBase, frozen=True):
     containers: tuple[_Container, ...] = ()
     node_selector: dict[str, str] | None = None
 
+    def agent_image(self) -> str:
+        """The image of the agent's container; that of the first one where none has its name."""
+        named = (one.image for one in self.containers if one.name == NODEPROXY)
+        return next(named, self.containers[0].image if self.containers else "")
+
 
 class Pod(ApiObjectBase, frozen=True):
     """A pod."""
@@ -85,14 +96,15 @@ class Pod(ApiObjectBase, frozen=True):
     status: _PodStatus = _PodStatus()
 
     def seen(self) -> PodSeen:
-        """What matters of it. The image is that of its first container."""
+        """What matters of it. The image is that of the agent's container, which need not be the first."""
         return PodSeen(
             name=self.metadata.name,
             uid=self.metadata.uid or "",
-            image=self.spec.containers[0].image if self.spec.containers else "",
+            image=self.spec.agent_image(),
             ready=any(one.type == "Ready" and one.status == "True" for one in self.status.conditions or []),
             deleting=self.metadata.deletion_timestamp is not None,
             trouble=self.trouble(),
+            template_generation=(self.metadata.labels or {}).get(_POD_GENERATION),
         )
 
     def trouble(self) -> str | None:
@@ -139,11 +151,14 @@ class DaemonSet(ApiObjectBase, frozen=True):
     def seen(self) -> DaemonSetSeen:
         """What matters of it."""
         pod, status = self.spec.template.spec, self.status
+        selector = pod.node_selector or {}
         return DaemonSetSeen(
-            image=next((one.image for one in pod.containers if one.name == "nodeproxy"), ""),
+            image=next((one.image for one in pod.containers if one.name == NODEPROXY), ""),
             update_strategy=self.spec.update_strategy or {"type": "RollingUpdate"},
             observed=status.observed_generation >= self.metadata.generation,
-            by_label=PROXY_LABEL in (pod.node_selector or {}),
+            by_label=PROXY_LABEL in selector,
             desired=status.desired_number_scheduled,
             updated=status.updated_number_scheduled,
+            template_generation=(self.metadata.annotations or {}).get(_TEMPLATE_GENERATION),
+            node_selector={key: value for key, value in selector.items() if key != PROXY_LABEL},
         )

@@ -20,6 +20,9 @@ from nodeproxy.operator.world import DaemonSetSeen, NodeSeen, PodSeen, ProbesSee
 _NODES: Final = "/api/v1/nodes"
 _NODES_SECONDS: Final = 15.0
 _PROXY_NODES_SECONDS: Final = 5.0
+"""A list that is older than this is taken anew; of pods, of which there are many, only at the end of the soak time."""
+_PODS_SECONDS: Final = 15.0
+_PODS_OF_PROXIES: Final = f"k8s-app in ({NODEPROXY},{KUBE_PROXY})"
 
 
 class Common:
@@ -48,6 +51,7 @@ class Observer:
         self._daemon_sets = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
         self._nodes: tuple[float, dict[str, NodeSeen]] = (float("-inf"), {})
         self._proxy_nodes: tuple[float, dict[str, ProxyNode]] = (float("-inf"), {})
+        self._proxy_pods: tuple[float, list[Pod]] = (float("-inf"), [])
 
     async def common(self) -> Common:
         """What does not depend on the roll-out."""
@@ -62,13 +66,20 @@ class Observer:
 
     async def world(self, rollout: ProxyRollout, others: Iterable[ProxyRollout], common: Common) -> World:
         """What matters for one roll-out. `others`: all roll-outs that have begun and not ended, but this one."""
-        new = not rollout.status.nodes
-        nodes = dict(await self._all_nodes(fresh=new))
+        status = rollout.status
+        ends = rollout.soak_ends
+        over = max(time.time() - ends, 0.0) if ends is not None else 0.0
+        # The soak time does not end with what was seen before its end.
+        age = min(over, _PROXY_NODES_SECONDS) if over else _PODS_SECONDS
+        nodes = dict(await self._all_nodes(age if status.nodes else 0.0))
         proxy_nodes: dict[str, ProxyNode] = {}
-        if rollout.status.soak_until is not None:
-            proxy_nodes |= await self._all_proxy_nodes()
         agents: dict[str, PodSeen] = {}
         kube_proxies: dict[str, PodSeen] = {}
+        if ends is not None or rollout.finished or any(line.phase is NodePhase.GONE for line in status.nodes):
+            # Once it has ended this is the last look: what is not seen there is left for ever.
+            proxy_nodes |= await self._all_proxy_nodes(0.0 if rollout.finished else min(age, _PROXY_NODES_SECONDS))
+        if ends is not None:
+            _sort(await self._all_proxy_pods(age), agents, kube_proxies)
         for line in rollout.status.nodes:
             if line.phase in IN_FLIGHT:
                 await self._look_at(line.name, nodes, proxy_nodes, agents, kube_proxies)
@@ -108,22 +119,37 @@ class Observer:
         told = await self._cluster.get_as(f"{PROXY_NODES}/{name_of(name)}", ProxyNode)
         if told is not None:
             proxy_nodes[name] = told
-        selector = {"fieldSelector": f"spec.nodeName={name}", "labelSelector": f"k8s-app in ({NODEPROXY},{KUBE_PROXY})"}
-        for pod in await self._cluster.list_as(self._pods, Pod, selector):
-            found = agents if (pod.metadata.labels or {}).get("k8s-app") == NODEPROXY else kube_proxies
-            if name not in found or found[name].deleting:
-                found[name] = pod.seen()
+        agents.pop(name, None)
+        kube_proxies.pop(name, None)
+        selector = {"fieldSelector": f"spec.nodeName={name}", "labelSelector": _PODS_OF_PROXIES}
+        _sort(await self._cluster.list_as(self._pods, Pod, selector), agents, kube_proxies)
 
-    async def _all_nodes(self, *, fresh: bool) -> Mapping[str, NodeSeen]:
+    async def _all_nodes(self, age: float) -> Mapping[str, NodeSeen]:
         taken, nodes = self._nodes
-        if fresh or time.monotonic() - taken > _NODES_SECONDS:
+        if time.monotonic() - taken > age:
             nodes = {node.metadata.name: node.seen() for node in await self._cluster.list_as(_NODES, Node)}
             self._nodes = (time.monotonic(), nodes)
         return nodes
 
-    async def _all_proxy_nodes(self) -> Mapping[str, ProxyNode]:
+    async def _all_proxy_nodes(self, age: float) -> Mapping[str, ProxyNode]:
         taken, found = self._proxy_nodes
-        if time.monotonic() - taken > _PROXY_NODES_SECONDS:
+        if time.monotonic() - taken > age:
             found = {one.metadata.name: one for one in await self._cluster.list_as(PROXY_NODES, ProxyNode)}
             self._proxy_nodes = (time.monotonic(), found)
         return found
+
+    async def _all_proxy_pods(self, age: float) -> list[Pod]:
+        taken, found = self._proxy_pods
+        if time.monotonic() - taken > age:
+            found = await self._cluster.list_as(self._pods, Pod, {"labelSelector": _PODS_OF_PROXIES})
+            self._proxy_pods = (time.monotonic(), found)
+        return found
+
+
+def _sort(pods: Iterable[Pod], agents: dict[str, PodSeen], kube_proxies: dict[str, PodSeen]) -> None:
+    """Pods of proxies by their nodes; of two on one node that which stays."""
+    for pod in pods:
+        name = pod.spec.node_name or ""
+        found = agents if (pod.metadata.labels or {}).get("k8s-app") == NODEPROXY else kube_proxies
+        if name not in found or found[name].deleting:
+            found[name] = pod.seen()

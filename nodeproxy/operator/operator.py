@@ -22,7 +22,7 @@ from nodeproxy.operator.observe import Observer
 from nodeproxy.operator.pod_probes import PodProber
 from nodeproxy.operator.reconcile import Reconciler
 from nodeproxy.source.apiserver.connection import RequestError
-from nodeproxy.source.apiserver.credentials import Credentials
+from nodeproxy.source.apiserver.credentials import Credentials, CredentialsError
 
 _log = structlog.get_logger(__name__)
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,6 +68,10 @@ class Operator:
             "/healthz": lambda: Answer(200, TEXT, b"ok"),
             "/metrics": lambda: lambda: Answer(200, _METRICS_TYPE, self._metrics.text()),
         }
+        try:
+            await asyncio.to_thread(cluster.credentials.load)  # an API server that is away is waited for, these are not
+        except CredentialsError as error:
+            raise OperatorError(str(error)) from error
         _log.info("starting", identity=config.identity, namespace=config.namespace)
         async with serving("operator", config.http_address, routes):
             try:
@@ -92,7 +96,7 @@ class Operator:
         reconciler = Reconciler(cluster, observer, actor, lease, self._metrics, interval=self._config.interval)
         ready = asyncio.Event()
         tasks = [
-            asyncio.create_task(watch(cluster.credentials, reconciler.wake, ready), name="watch"),
+            asyncio.create_task(watch(cluster, reconciler.wake, ready), name="watch"),
             asyncio.create_task(lease.keep(), name="lease"),
             asyncio.create_task(self._reconcile(reconciler, cluster), name="reconcile"),
             asyncio.create_task(self._stop.wait(), name="stop"),

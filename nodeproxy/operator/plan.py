@@ -14,6 +14,7 @@ from nodeproxy.operator.api import (
     FINISHED,
     FORWARD,
     IN_FLIGHT,
+    NODEPROXY,
     Condition,
     Counts,
     DaemonSetBefore,
@@ -22,16 +23,26 @@ from nodeproxy.operator.api import (
     Phase,
     ProxyRollout,
     RolloutStatus,
-    seconds,
     timestamp,
 )
-from nodeproxy.operator.node_plan import advance, gone
-from nodeproxy.operator.steps import Refused, accept, amounts
+from nodeproxy.operator.limits import check_weight
+from nodeproxy.operator.node_plan import advance, gone, image_on_the_way_back
+from nodeproxy.operator.steps import Refused, accept, amounts, some
 from nodeproxy.operator.turn import Turn
 from nodeproxy.operator.verify import agent_checks, verification_id
-from nodeproxy.operator.world import Action, AddFinalizer, EndCleanup, EndProbes, ReleaseFinalizer, SetImage, World
+from nodeproxy.operator.world import (
+    Action,
+    AddFinalizer,
+    EndCleanup,
+    EndProbes,
+    ForgetNode,
+    ReleaseFinalizer,
+    SetImage,
+    World,
+)
 
 ON_DELETE = {"type": "OnDelete"}
+_MAY_LEAVE = IN_FLIGHT | {NodePhase.WAITING, NodePhase.UPDATED}
 _COUNTING_SECONDS = 60.0
 """The DaemonSet's controller is given so long to count the pods of the last node."""
 
@@ -57,8 +68,10 @@ def plan(rollout: ProxyRollout, world: World, now: float) -> Plan:
         _accept(turn)
     elif not rollout.finished:
         _proceed(turn, deleted)
-    _clear_away(turn)
-    if status.phase in FINISHED and has_finalizer:
+    left = _clear_away(turn)
+    # Not in the pass that ends it: what is asked for there may be lost, and what is left of it be seen only afterwards.
+    seen = rollout.finished or not status.nodes
+    if status.phase in FINISHED and has_finalizer and seen and not left:
         turn.actions.append(ReleaseFinalizer())
     status.observed_generation = rollout.metadata.generation
     _summarise(turn)
@@ -74,23 +87,25 @@ def _accept(turn: Turn) -> None:
         _finish(turn, Phase.ABORTED, "aborted before it began")
         return
     try:
-        names = accept(rollout, turn.world)
+        names, left_out = accept(rollout, turn.world)
+        check_weight(rollout, names, turn.world)
     except Refused as error:
         _condition(turn, "Accepted", "False", error.reason, str(error))
         _finish(turn, Phase.FAILED, f"refused: {error}")
         turn.tell("Refused", str(error), warning=True)
         return
-    _condition(turn, "Accepted", "True", "Accepted", f"{len(names)} nodes belong to it")
+    but = f"; left out, because the DaemonSet nodeproxy does not run there: {some(left_out)}" if left_out else ""
+    _condition(turn, "Accepted", "True", "Accepted", f"{len(names)} nodes belong to it{but}")
     status.nodes = [NodeLine(name=name, phase=NodePhase.WAITING, uid=turn.world.nodes[name].uid or None) for name in names]
     status.phase, status.step = Phase.PROGRESSING, 1
-    status.message = f"{len(names)} nodes shall have {rollout.spec.target}"
+    status.message = f"{len(names)} nodes shall have {rollout.spec.target}{but}"
     turn.tell("Started", status.message)
 
 
 def _proceed(turn: Turn, deleted: bool) -> None:
     status, spec = turn.status, turn.rollout.spec
     for line in status.nodes:
-        if line.phase in IN_FLIGHT or line.phase is NodePhase.WAITING:
+        if line.phase in _MAY_LEAVE:
             gone(turn, line)
     if status.outcome is None and (deleted or spec.abort is not None):
         why = "deleted" if deleted else "aborted"
@@ -126,12 +141,13 @@ def _forward(turn: Turn) -> None:
         if _soak(turn, last=status.step >= len(limits)):
             return
     else:
-        status.soak_until = None
+        status.soak_since = status.soak_until = None
         status.phase = Phase.PAUSED if spec.paused else Phase.PROGRESSING
         if not spec.paused:
             _begin(turn, allowed)
         _say_what_is_done(turn)
-    _template(turn)
+    if status.outcome is None:
+        _template(turn)
 
 
 def _begin(turn: Turn, allowed: int) -> None:
@@ -148,25 +164,26 @@ def _begin(turn: Turn, allowed: int) -> None:
 def _soak(turn: Turn, *, last: bool) -> bool:
     """Watch the nodes of the step for a while; then the next step, or the end. Whether it comes to its end."""
     status, spec = turn.status, turn.rollout.spec
-    if status.soak_until is None:
-        status.soak_until = timestamp(turn.now + spec.soak_seconds)
+    begins, ends = status.soak_until is None, turn.rollout.soak_ends
+    if begins or ends is None:
+        ends = turn.now + spec.soak_seconds
+        status.soak_since = turn.time
         turn.tell("StepDone", f"step {status.step} of {len(spec.steps)} is done: {_count(turn, NodePhase.UPDATED)} nodes")
-    if turn.now < seconds(status.soak_until):
-        status.phase = Phase.PAUSED if spec.paused else Phase.SOAKING
-        status.message = f"step {status.step} is done; watching its nodes until {status.soak_until[:19]}Z"
+    status.soak_until = timestamp(ends)
+    said = _look_at_finished(turn, observed=not begins)
+    if status.outcome is not None:
         return False
-    for line in status.nodes:
-        if line.phase is NodePhase.UPDATED and (why := _spoiled(turn, line)):
-            if turn.since(status.soak_until) > spec.timeouts.verification_seconds:
-                _fail(turn, line, f"at the end of the soak time, and after, {why}")
-            else:  # an agent that has something to program just now is not in sync, and good
-                status.phase, status.message = Phase.SOAKING, f"node {line.name}: {why}; looking again"
-            return False
+    if begins or said is not None or turn.now < ends:
+        status.phase = Phase.PAUSED if spec.paused else Phase.SOAKING
+        until = f"step {status.step} is done; watching its nodes until {status.soak_until[:19]}Z"
+        status.message = until if said is None else f"{said}; looking again"
+        return False
     if not last:
         if spec.paused:
             status.phase, status.message = Phase.PAUSED, f"paused after step {status.step}"
             return False
-        status.step, status.soak_until, status.phase = status.step + 1, None, Phase.PROGRESSING
+        status.step, status.phase = status.step + 1, Phase.PROGRESSING
+        status.soak_since = status.soak_until = None
         status.message = f"step {status.step} begins"
         return False
     if _template(turn, completed=True):
@@ -178,10 +195,37 @@ def _soak(turn: Turn, *, last: bool) -> bool:
     return True
 
 
+def _look_at_finished(turn: Turn, *, observed: bool) -> str | None:
+    """What is said against a finished node while it soaks. One of which it is said for too long fails."""
+    spec = turn.rollout.spec
+    found: str | None = None
+    for line in [one for one in turn.status.nodes if one.phase is NodePhase.UPDATED]:
+        why = _spoiled(turn, line) if observed else None
+        if why is None or spec.paused:  # paused, nothing fails; nor does the soak time end with such a node
+            line.unwell_since = None
+        else:
+            line.unwell_since = line.unwell_since or turn.time
+            patience = spec.timeouts.verification_seconds
+            if not turn.world.nodes[line.name].ready:  # it may be started anew, for reasons of its own
+                patience = max(patience, spec.timeouts.node_ready_seconds)
+            if turn.since(line.unwell_since) > patience:
+                _fail(turn, line, f"in the soak time {why}, and so it was for {patience} s")
+                return None
+        if why is not None:
+            found = found or f"node {line.name}: {why}"
+    return found
+
+
 def _spoiled(turn: Turn, line: NodeLine) -> str | None:
-    """What the agent of a finished node says against it, without being asked."""
-    seen = turn.world.proxy_nodes.get(line.name)
-    if seen is None or not agent_checks(turn.rollout) or turn.serving(line.name) != "nodeproxy":
+    """What is to be seen against a finished node, without asking its agent: an agent that is dead says nothing new."""
+    world, proxy = turn.world, turn.serving(line.name)
+    if not world.nodes[line.name].ready:
+        return "the node is not Ready"
+    pod = (world.agents if proxy == NODEPROXY else world.kube_proxies).get(line.name)
+    if pod is None or pod.deleting or not pod.ready:
+        return f"{proxy}'s pod is not ready{f': {pod.trouble}' if pod and pod.trouble else ''}"
+    seen = world.proxy_nodes.get(line.name)
+    if seen is None or not agent_checks(turn.rollout) or proxy != NODEPROXY:
         return None
     if not seen.status.in_sync:
         return "the agent is not in sync"
@@ -211,7 +255,7 @@ def _backward(turn: Turn) -> None:
     """Take back what is in flight, and what is finished where that is wanted; then end."""
     status, spec = turn.status, turn.rollout.spec
     assert status.outcome is not None
-    status.phase, status.soak_until = Phase.ROLLING_BACK, None
+    status.phase, status.soak_since, status.soak_until = Phase.ROLLING_BACK, None, None
     for line in status.nodes:
         if line.phase is NodePhase.CHECKING:
             turn.enter(line, NodePhase.WAITING)
@@ -221,8 +265,6 @@ def _backward(turn: Turn) -> None:
     if status.take_back:
         finished = [line for line in reversed(status.nodes) if line.phase is NodePhase.UPDATED]
         for line in finished[: max(spec.max_parallel - len(_in_flight(turn)), 0)]:
-            if gone(turn, line):
-                continue
             turn.enter(line, NodePhase.ROLLING_BACK, "the roll-out is taken back")
             line.finished_at = None
     for line in status.nodes:
@@ -247,7 +289,11 @@ def _template(turn: Turn, *, completed: bool = False) -> bool:
     if before is None:
         if not any(line.phase in (NodePhase.CHANGING, NodePhase.VERIFYING) for line in status.nodes):
             return True
-        before = DaemonSetBefore(image=daemon_set.image, update_strategy=daemon_set.update_strategy)
+        before = DaemonSetBefore(
+            image=daemon_set.image,
+            update_strategy=daemon_set.update_strategy,
+            template_generation=daemon_set.template_generation,
+        )
         status.daemon_set = before
     if completed:
         counting = not daemon_set.observed or daemon_set.updated < daemon_set.desired <= _count(turn, NodePhase.UPDATED)
@@ -259,7 +305,8 @@ def _template(turn: Turn, *, completed: bool = False) -> bool:
     elif status.outcome is None:
         strategy = ON_DELETE
     else:
-        image = before.image
+        # Pods of nodes on their way back may be older than the template was; then it is as it was.
+        image = image_on_the_way_back(turn) or before.image
         with_new = any(
             line.phase in (NodePhase.UPDATED, NodePhase.ROLLING_BACK, NodePhase.FAILED) and line.before
             for line in status.nodes
@@ -272,22 +319,37 @@ def _template(turn: Turn, *, completed: bool = False) -> bool:
     return False
 
 
-def _clear_away(turn: Turn) -> None:
-    """Remove probes and cleanups that nobody waits for any more."""
+def _clear_away(turn: Turn) -> bool:
+    """Remove what nobody waits for any more: probes, cleanups, what nodes that are gone were told. Whether any is left."""
+    already = len(turn.actions)
     mine = (turn.rollout.metadata.uid or "")[:8]
     wanted = {verification_id(turn.rollout, line) for line in turn.status.nodes if line.phase in IN_FLIGHT and line.round_at}
     for id in turn.world.probes:
         if id.startswith(f"{mine}-") and id not in wanted:
             turn.actions.append(EndProbes(verification=id))
-    phases = {line.name: line.phase for line in turn.status.nodes}
+    phases = {line.name: line.phase for line in turn.status.nodes if line.name not in turn.world.claims}
     for node in turn.world.cleanups:
         if node in phases and phases[node] not in IN_FLIGHT:
             turn.actions.append(EndCleanup(node=node))
+    for line in turn.status.nodes:
+        if line.phase is NodePhase.GONE and line.name in phases:
+            _forget(turn, line)
+    return len(turn.actions) > already
+
+
+def _forget(turn: Turn, line: NodeLine) -> None:
+    """Another Node of the same name must not have what this one was told."""
+    told, node = turn.world.proxy_nodes.get(line.name), turn.world.nodes.get(line.name)
+    if told is None or told.metadata.deletion_timestamp is not None:
+        return
+    told_before = node is None or line.before is not None  # by an operator that did not write down for which Node
+    if told.node_uid == line.uid if told.node_uid and line.uid else told_before:
+        turn.actions.append(ForgetNode(node=line.name, uid=told.metadata.uid))
 
 
 def _finish(turn: Turn, phase: Phase, message: str) -> None:
     turn.status.phase, turn.status.message, turn.status.finished_at = phase, message, turn.time
-    turn.status.soak_until = None
+    turn.status.soak_since = turn.status.soak_until = None
 
 
 def _in_flight(turn: Turn) -> list[NodeLine]:

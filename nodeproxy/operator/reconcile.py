@@ -11,20 +11,24 @@ import structlog
 from msgspec import Struct
 
 from nodeproxy.agent.backoff import Backoff
+from nodeproxy.api.proxy_node import PROXY_NODES, ProxyNode
 from nodeproxy.operator.act import Actor
 from nodeproxy.operator.api import FINALIZER, PROXY_ROLLOUTS, ProxyRollout, RolloutStatus
 from nodeproxy.operator.cluster import Cluster, name_of
 from nodeproxy.operator.lease import Lease
+from nodeproxy.operator.limits import shortened
 from nodeproxy.operator.metrics import Metrics
 from nodeproxy.operator.observe import Common, Observer
 from nodeproxy.operator.plan import plan
-from nodeproxy.operator.world import Action, Tell
+from nodeproxy.operator.world import Action, Tell, World
 from nodeproxy.source.apiserver.connection import RequestError, StatusError
 from nodeproxy.source.events import SourceError
 
 _log = structlog.get_logger(__name__)
 IDLE_SECONDS: Final = 30.0
 """Between passes while nothing is rolled out and nothing is heard of."""
+_FAILED_SECONDS: Final = 1.0
+"""Between passes at least, after one that failed."""
 
 
 class _Item(Struct):
@@ -32,6 +36,16 @@ class _Item(Struct):
 
     raw: dict[str, Any]
     rollout: ProxyRollout
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.rollout.metadata.name
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is finished, and nothing of it is left to clear away."""
+        return self.rollout.finished and FINALIZER not in (self.rollout.metadata.finalizers or [])
 
 
 class Reconciler:
@@ -48,6 +62,7 @@ class Reconciler:
         self._interval = interval
         self._wake = asyncio.Event()
         self._unreadable: set[str] = set()
+        self._troubles: dict[str, str] = {}
 
     def wake(self) -> None:
         """Something has changed: a pass is due."""
@@ -58,18 +73,17 @@ class Reconciler:
         backoff = Backoff(1.0, 30.0)
         while True:
             self._wake.clear()
+            pause = min(self._interval / 4, 0.2)  # changes that come together are one pass
             try:
                 active = await self.once()
                 backoff.reset()
                 self._metrics.passes.labels(result="ok").inc()
                 delay = self._interval if active else IDLE_SECONDS
             except (RequestError, SourceError) as error:
-                delay = backoff.next()
+                delay, pause = backoff.next(), _FAILED_SECONDS
                 self._metrics.passes.labels(result="failed").inc()
                 _log.warning("cannot look at the roll-outs; trying again", error=str(error))
-                await asyncio.sleep(delay)
-                continue
-            await asyncio.sleep(min(self._interval / 4, 0.2))  # changes that come together are one pass
+            await asyncio.sleep(pause)
             try:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
@@ -77,10 +91,10 @@ class Reconciler:
                 continue
 
     async def once(self) -> bool:
-        """One pass. Whether a roll-out is under way. Raises `RequestError` or `CredentialsError`."""
+        """One pass. Whether a roll-out is under way, or its remains are. Raises `RequestError` or `CredentialsError`."""
         items = await self._read()
         self._metrics.rollouts(item.rollout for item in items)
-        due = [item for item in items if not item.rollout.finished or FINALIZER in (item.rollout.metadata.finalizers or [])]
+        due = [item for item in items if not item.at_rest]
         if not due:
             return False
         common = await self._observer.common()
@@ -88,14 +102,9 @@ class Reconciler:
             self._metrics.probes(id, seen)
         self._metrics.forget_probes(common.probes)
         for item in due:
-            try:
-                await self._reconcile(item, items, common)
-            except StatusError as error:
-                if error.status not in (404, 409):
-                    raise
-                _log.debug("changed meanwhile; looking again", rollout=item.rollout.metadata.name)
+            await self._reconcile_apart(item, items, common)
         self._metrics.rollouts(item.rollout for item in items)
-        return any(not item.rollout.finished for item in items)
+        return True
 
     async def _read(self) -> list[_Item]:
         """All roll-outs, the oldest first: it is the younger one that is refused where two overlap."""
@@ -111,19 +120,46 @@ class Reconciler:
         items.sort(key=lambda item: (item.rollout.metadata.creation_timestamp or "", item.rollout.metadata.name))
         return items
 
+    async def _reconcile_apart(self, item: _Item, items: list[_Item], common: Common) -> None:
+        """One roll-out; what is wrong with it stops no other one. Raises `CredentialsError`."""
+        try:
+            await self._reconcile(item, items, common)
+            self._troubles.pop(item.name, None)
+        except SourceError:
+            raise  # nothing can be asked, whichever roll-out it is about
+        except Exception as error:  # a fault of ours, too: the others go on
+            if isinstance(error, StatusError) and error.status in (404, 409):
+                _log.debug("changed meanwhile; looking again", rollout=item.name)
+                return
+            fault = not isinstance(error, RequestError)
+            self._metrics.failures.labels(kind="fault" if fault else "request").inc()
+            text = f"{type(error).__name__}: {error}" if fault else str(error)
+            if self._troubles.get(item.name) != text:
+                self._troubles[item.name] = text
+                say = _log.error if fault else _log.warning
+                say("a roll-out does not come forward; trying again", rollout=item.name, error=text, exc_info=fault)
+
     async def _reconcile(self, item: _Item, items: list[_Item], common: Common) -> None:
         rollout = item.rollout
         others = [one.rollout for one in items if one is not item and one.rollout.status.nodes and not one.rollout.finished]
         world = await self._observer.world(rollout, others, common)
+        if not rollout.status.nodes and not rollout.finished:
+            world = await self._with_all_proxy_nodes(world)
         if not self._lease.held:
             return
         result = plan(rollout, world, time.time())
-        if msgspec.to_builtins(result.status) != msgspec.to_builtins(rollout.status):
-            await self._write(item, result.status)
+        status = shortened(result.status)
+        if msgspec.to_builtins(status) != msgspec.to_builtins(rollout.status):
+            await self._write(item, status)
         for action in result.actions:
             if not self._lease.held:
                 return
             await self._act(action, item.rollout)
+
+    async def _with_all_proxy_nodes(self, world: World) -> World:
+        """Before it begins: what the nodes have now decides how large its status will become."""
+        found = await self._cluster.list_as(PROXY_NODES, ProxyNode)
+        return msgspec.structs.replace(world, proxy_nodes={one.metadata.name: one for one in found})
 
     async def _write(self, item: _Item, status: RolloutStatus) -> None:
         """Write the status, if the roll-out has not changed meanwhile. Raises `StatusError` 409 then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nodeproxy.operator.api import KUBE_PROXY, MAX_NODES, NODEPROXY, Check, ProxyRollout
-from nodeproxy.operator.world import World
+from nodeproxy.operator.world import DaemonSetSeen, NodeSeen, World
 
 MODES = ("iptables", "ipvs")
 
@@ -34,24 +34,41 @@ def amounts(steps: Sequence[int | str], total: int) -> list[int]:
     return found
 
 
-def chosen(rollout: ProxyRollout, world: World) -> list[str]:
-    """The nodes it is about, by name. Raises `Refused`."""
+def chosen(rollout: ProxyRollout, world: World) -> tuple[list[str], list[str]]:
+    """The nodes it is about, by name, and those with its labels on which no agent can run. Raises `Refused`."""
     wanted = rollout.spec.nodes
     missing = [name for name in wanted.names if name not in world.nodes]
     if missing:
-        raise Refused("NoSuchNode", f"there is no node {_some(missing)}")
+        raise Refused("NoSuchNode", f"there is no node {some(missing)}")
+    lacking = {} if world.daemon_set is None else _lacking(world.daemon_set, world.nodes.values())
+    if hopeless := [name for name in wanted.names if name in lacking]:
+        raise Refused(
+            "NoAgentThere",
+            f"spec.nodes.names: the DaemonSet nodeproxy does not run on {some(hopeless)}, which lacks the label"
+            f" {lacking[hopeless[0]]}",
+        )
     names = set(wanted.names)
     if wanted.selector is not None:
         names |= {node.name for node in world.nodes.values() if wanted.selector.matches(node.labels)}
+    left_out = sorted(names & lacking.keys())
+    names -= lacking.keys()
     if not names:
-        raise Refused("NoMatchingNode", "no node has the labels that spec.nodes.selector asks for")
-    return sorted(names)
+        but = f", but for {some(left_out)}, on which the DaemonSet nodeproxy does not run" if left_out else ""
+        raise Refused("NoMatchingNode", f"no node has the labels that spec.nodes.selector asks for{but}")
+    return sorted(names), left_out
 
 
-def accept(rollout: ProxyRollout, world: World) -> list[str]:
-    """The nodes of a roll-out that may begin. Raises `Refused` where it makes no sense here; looks, and touches nothing."""
+def _lacking(daemon_set: DaemonSetSeen, nodes: Iterable[NodeSeen]) -> dict[str, str]:
+    """Nodes on which no agent can run, and the label that each lacks for it."""
+    found = {node.name: daemon_set.keeps_off(node) for node in nodes}
+    return {name: label for name, label in found.items() if label is not None}
+
+
+def accept(rollout: ProxyRollout, world: World) -> tuple[list[str], list[str]]:
+    """The nodes of a roll-out that may begin, and those left out, as of `chosen`. Raises `Refused` where it makes no sense
+    here; looks, and touches nothing."""
     _check_spec(rollout)
-    names = chosen(rollout, world)
+    names, left_out = chosen(rollout, world)
     if len(names) > MAX_NODES:
         raise Refused(
             "TooManyNodes", f"{len(names)} nodes are more than the {MAX_NODES} of one roll-out: divide them by labels"
@@ -62,7 +79,7 @@ def accept(rollout: ProxyRollout, world: World) -> list[str]:
             others = sorted({world.claims[name] for name in names if name in world.claims})
             raise Refused("Overlaps", f"node {name} belongs to roll-out {others[0]}, which has not ended")
     _check_proxies(rollout, names, world)
-    return names
+    return names, left_out
 
 
 def _check_spec(rollout: ProxyRollout) -> None:
@@ -127,9 +144,10 @@ def _check_proxies(rollout: ProxyRollout, names: Iterable[str], world: World) ->
         strangers = [name for name in names if world.nodes[name].proxy != NODEPROXY]
         if strangers:
             raise Refused(
-                "NotServed", f"nodeproxy does not serve {_some(strangers)}: add spec.target.proxy, or choose others"
+                "NotServed", f"nodeproxy does not serve {some(strangers)}: add spec.target.proxy, or choose others"
             )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

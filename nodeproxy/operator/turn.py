@@ -39,6 +39,7 @@ class Turn:
     def enter(self, line: NodeLine, phase: NodePhase, reason: str | None = None) -> None:
         """The node comes to another phase."""
         line.phase, line.since, line.tries, line.round_at = phase, self.time, 0, None
+        line.pod_uid = line.unwell_since = None
         if reason is not None:
             line.reason = reason
         if phase in (NodePhase.UPDATED, NodePhase.ROLLED_BACK, NodePhase.FAILED, NodePhase.GONE):

@@ -6,12 +6,15 @@ An action is idempotent, and conditional on what was observed: it is asked for a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
 from nodeproxy.api.proxy_node import ProxyNode
 from nodeproxy.operator.api import ProbeFigures
+
+_OS: Final = "kubernetes.io/os"
+_LINUX: Final = "linux"
 
 
 class NodeSeen(Struct, frozen=True):
@@ -30,7 +33,10 @@ class NodeSeen(Struct, frozen=True):
 
 
 class PodSeen(Struct, frozen=True):
-    """A pod of the agent or of kube-proxy. `trouble`: why it does not run, as the kubelet says."""
+    """A pod of the agent or of kube-proxy. `trouble`: why it does not run, as the kubelet says.
+
+    `template_generation`: of which template of its DaemonSet it was made; None: its labels do not say.
+    """
 
     name: str
     uid: str
@@ -38,10 +44,14 @@ class PodSeen(Struct, frozen=True):
     ready: bool = False
     deleting: bool = False
     trouble: str | None = None
+    template_generation: str | None = None
 
 
 class DaemonSetSeen(Struct, frozen=True):
-    """The agent's DaemonSet. `observed`: its controller has seen the present template. `by_label`: for labelled nodes."""
+    """The agent's DaemonSet. `observed`: its controller has seen the present template. `by_label`: for labelled nodes.
+
+    `node_selector`: that of its pods, without the label nodeproxy.io/proxy.
+    """
 
     image: str
     update_strategy: dict[str, Any]
@@ -49,6 +59,17 @@ class DaemonSetSeen(Struct, frozen=True):
     by_label: bool = False
     desired: int = 0
     updated: int = 0
+    template_generation: str | None = None
+    node_selector: dict[str, str] = {}
+
+    def keeps_off(self, node: NodeSeen) -> str | None:
+        """The label that a Node lacks for the agent to run there, as key=value; None: it lacks none."""
+        for key, value in self.node_selector.items():
+            if node.labels.get(key) != value:
+                return f"{key}={value}"
+        if node.labels.get(_OS, _LINUX) != _LINUX:  # the agent is for no other system, whatever the selector says
+            return f"{_OS}={_LINUX}"
+        return None
 
 
 class ProbesSeen(Struct, frozen=True):
@@ -61,7 +82,8 @@ class ProbesSeen(Struct, frozen=True):
 
 
 class World(Struct, frozen=True):
-    """What is observed. Pods, probes and cleanups are those of nodes that are in flight.
+    """What is observed. Pods are those of nodes that are in flight, and of finished ones while it soaks; so are ProxyNodes,
+    and those of nodes that are gone.
 
     `claims`: which other roll-out owns a node; `image_claim`: which one changes the DaemonSet's image.
     `cleanups`: by node, whether the cleanup has succeeded.
@@ -92,18 +114,20 @@ class ReleaseFinalizer(Action, frozen=True):
 
 
 class TellNode(Action, frozen=True):
-    """Write the spec of a ProxyNode, which is made if there is none."""
+    """Write the spec of a ProxyNode, which is made if there is none. `uid`: of its Node, with which it goes."""
 
     node: str
+    uid: str
     mode: str | None
     configuration: dict[str, Any] | None
     verification: str | None
 
 
 class ForgetNode(Action, frozen=True):
-    """Delete a ProxyNode."""
+    """Delete a ProxyNode, if it is still the one with this `uid`."""
 
     node: str
+    uid: str | None
 
 
 class SetImage(Action, frozen=True):

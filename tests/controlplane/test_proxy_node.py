@@ -262,7 +262,8 @@ async def test_what_the_server_has_is_followed(
     cluster: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No rights, no such resource, one that comes, changes and goes, and a server that is away meanwhile."""
-    monkeypatch.setattr(proxy_nodes, "_ABSENT_SECONDS", (0.2, 0.3))
+    for seconds in ("_SOON_SECONDS", "_ABSENT_SECONDS"):
+        monkeypatch.setattr(proxy_nodes, seconds, (0.2, 0.3))
     monkeypatch.setattr(proxy_nodes, "_CONFIRM_SECONDS", 0.2)
 
     def call(method: str, path: str, body: Any = None, content_type: str = "application/json") -> Awaitable[Any]:

@@ -169,8 +169,8 @@ def make_fleet(cluster: ControlPlane) -> Iterator[MakeFleet]:
     """Makes the nodes of a test."""
     made: list[Fleet] = []
 
-    def make(count: int, *, by_label: bool = False, labelled: bool = True) -> Fleet:
-        fleet = Fleet(cluster, [f"n{i}" for i in range(count)])
+    def make(count: int, *, by_label: bool = False, labelled: bool = True, mirror: str = "") -> Fleet:
+        fleet = Fleet(cluster, [f"n{i}" for i in range(count)], mirror=mirror)
         made.append(fleet)
         fleet.start(by_label=by_label, labelled=labelled)
         return fleet

@@ -37,11 +37,13 @@ def daemon_set(name: str, image: str, *, by_label: bool) -> Json:
 
 @dataclass
 class Faults:
-    """What is wrong with a node. `lies`: in sync and audited, but connections fail once its mode is ipvs."""
+    """What is wrong with a node. `lies`: in sync and audited, but connections fail once its mode is ipvs. `dead`: its pods
+    are not Ready, and its agent says nothing new."""
 
     no_ipvs: bool = False
     lies: bool = False
     deaf: bool = False
+    dead: bool = False
 
 
 class KeptAlive:
@@ -70,6 +72,8 @@ class Fleet:
     names: list[str]
     faults: dict[str, Faults] = field(default_factory=dict)
     broken_images: set[str] = field(default_factory=set)
+    mirror: str = ""
+    """A webhook puts this before the image of each pod that comes, and a sidecar before its container."""
     modes: dict[str, str] = field(default_factory=dict)
     trail: list[str] = field(default_factory=list)
     """What happened to nodes, in order: `n1 mode ipvs`, `n1 image x`, `n1 label kube-proxy`."""
@@ -157,8 +161,10 @@ class Fleet:
         elif labels.get("app.kubernetes.io/name") == "nodeproxy-cleanup":
             if status.get("phase") != "Succeeded":
                 self._ended(pod, "")
-        elif not status.get("conditions"):
-            good = pod["spec"]["containers"][0]["image"] not in self.broken_images
+        elif not status.get("conditions") or (self._faults(node).dead == _ready(pod)):
+            good = _image(pod["spec"]) not in self.broken_images and not self._faults(node).dead
+            if bool(status.get("conditions")) and good == _ready(pod):
+                return
             waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
             state = {"running": {}} if good else waiting
             self._set(
@@ -187,7 +193,7 @@ class Fleet:
 
     def _control(self, name: str, one: Json, pods: list[Json], nodes: dict[str, Json], by_label: bool) -> None:
         """One DaemonSet."""
-        image = one["spec"]["template"]["spec"]["containers"][0]["image"]
+        generation = one["metadata"]["annotations"]["deprecated.daemonset.template.generation"]
         mine = [pod for pod in pods if pod["metadata"].get("labels", {}).get("k8s-app") == name]
         rolling = one["spec"]["updateStrategy"]["type"] == "RollingUpdate"
         desired = updated = 0
@@ -197,15 +203,14 @@ class Fleet:
             here = [pod for pod in mine if pod["spec"].get("nodeName") == node["metadata"]["name"]]
             desired += wanted
             for pod in here:
-                current = pod["spec"]["containers"][0]["image"] == image
+                current = pod["metadata"]["labels"]["pod-template-generation"] == generation
                 updated += current
                 if "deletionTimestamp" not in pod["metadata"] and (not wanted or (rolling and not current)):
                     self._pod("DELETE", pod["metadata"]["name"], None)
             if wanted and not here:
-                self._make(name, node["metadata"]["name"], one["spec"]["template"])
-        generation = one["metadata"]["generation"]
+                self._make(name, node["metadata"]["name"], one["spec"]["template"], generation)
         status = {
-            "observedGeneration": generation,
+            "observedGeneration": one["metadata"]["generation"],
             "currentNumberScheduled": desired,
             "desiredNumberScheduled": desired,
             "updatedNumberScheduled": updated,
@@ -215,10 +220,14 @@ class Fleet:
         if any(one.get("status", {}).get(key, 0) != value for key, value in status.items()):
             self._api.request("PATCH", f"{DAEMON_SETS}/{name}/status", {"status": status}, content_type=MERGE)
 
-    def _make(self, name: str, node: str, template: Json) -> None:
+    def _make(self, name: str, node: str, template: Json, generation: str) -> None:
         self._pods += 1
         spec = {**template["spec"], "nodeName": node, "automountServiceAccountToken": False}
-        meta = {"name": f"{name}-{self._pods}", "labels": template["metadata"]["labels"]}
+        if self.mirror:
+            rewritten = [{**one, "image": self.mirror + one["image"]} for one in spec["containers"]]
+            spec["containers"] = [{"name": "sidecar", "image": "mesh:1"}, *rewritten]
+        labels = {**template["metadata"]["labels"], "pod-template-generation": generation}
+        meta = {"name": f"{name}-{self._pods}", "labels": labels}
         self._pod("POST", "", {"metadata": meta, "spec": spec})
         self.trail.append(f"{node} image {template['spec']['containers'][0]['image']}")
 
@@ -228,10 +237,10 @@ class Fleet:
         runs = any(
             pod["spec"].get("nodeName") == node
             and pod["metadata"].get("labels", {}).get("k8s-app") == "nodeproxy"
-            and pod["spec"]["containers"][0]["image"] not in self.broken_images
+            and _image(pod["spec"]) not in self.broken_images
             for pod in pods
         )
-        if faults.deaf or not runs or node not in nodes or not _ready(nodes[node]):
+        if faults.deaf or faults.dead or not runs or node not in nodes or not _ready(nodes[node]):
             return
         spec = item.get("spec", {})
         mode = spec.get("mode", "iptables")
@@ -265,6 +274,11 @@ class Fleet:
 
     def _set(self, name: str, status: Json) -> None:
         self._api.request("PATCH", f"{SYSTEM}/pods/{name}/status", {"status": status}, content_type=MERGE)
+
+
+def _image(spec: Json) -> str:
+    image: str = next(one["image"] for one in spec["containers"] if one["name"] != "sidecar")
+    return image
 
 
 def _container(pod: Json, state: Json, ready: bool) -> Json:

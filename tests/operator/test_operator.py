@@ -88,6 +88,30 @@ def test_an_image_goes_pod_by_pod_and_a_broken_one_is_caught(
     assert sorted(one for one in fleet.trail if "nodeproxy:2" in one) == [f"n{i} image nodeproxy:2" for i in range(3)]
 
 
+def test_pods_whose_images_a_webhook_rewrites_are_told_by_their_template(
+    cluster: ControlPlane, rollouts: Rollouts, make_fleet: MakeFleet, operator: OperatorProcess
+) -> None:
+    fleet = make_fleet(2, mirror="mirror.example/")
+    rollouts.create("good", {"image": "nodeproxy:2"}, steps=["100%"])
+    status = rollouts.ended("good", "Completed")
+    assert sorted(one for one in fleet.trail if "nodeproxy:2" in one) == [f"n{i} image nodeproxy:2" for i in range(2)]
+    images = {(line["before"]["image"], line["after"]["image"]) for line in status["nodes"]}
+    assert images == {("nodeproxy:1", "nodeproxy:2")}
+
+
+def test_an_agent_that_dies_in_the_soak_time_holds_it_up(
+    rollouts: Rollouts, make_fleet: MakeFleet, operator: OperatorProcess
+) -> None:
+    fleet = make_fleet(2)
+    rollouts.create("spring", {"mode": "ipvs"}, steps=["100%"], soakSeconds=2)
+    rollouts.until("spring", "it soaks", lambda status: status.get("phase") == "Soaking")
+    fleet.faults["n0"] = Faults(dead=True)
+    said = "node n0: nodeproxy's pod is not ready: ImagePullBackOff (no such image); looking again"
+    rollouts.until("spring", "it is seen", lambda status: status.get("message") == said)
+    del fleet.faults["n0"]
+    rollouts.ended("spring", "Completed")
+
+
 def test_nodes_move_from_kube_proxy_and_back(
     cluster: ControlPlane, rollouts: Rollouts, make_fleet: MakeFleet, operator: OperatorProcess
 ) -> None:
@@ -148,9 +172,17 @@ def test_a_node_that_goes_and_one_that_never_is_ready(
     rollouts.create("spring", {"mode": "ipvs"}, steps=["100%"], timeouts={"nodeReadySeconds": 5})
     rollouts.until("spring", "the first is looked at", lambda _: rollouts.phases("spring").get("n0") == "Checking")
     cluster.request("DELETE", "/api/v1/nodes/n0")
+    rollouts.until("spring", "it is not waited for", lambda _: rollouts.phases("spring").get("n0") == "Gone")
+    fleet.add_node("n0")  # another one of this name
     status = rollouts.ended("spring", "Failed")
     assert status["message"] == "node n1: not well before anything was changed: not ready within 5 s: the node is not Ready"
     assert rollouts.phases("spring") == {"n0": "Gone", "n1": "Failed", "n2": "Updated"}
+    eventually(lambda: not rollouts.get("spring")["metadata"].get("finalizers"), "nothing is left to be done", scaled(20))
+    told = {one["metadata"]["name"]: one for one in cluster.request("GET", PROXY_NODES)["items"]}
+    assert "n0" not in told
+    (owner,) = told["n2"]["metadata"]["ownerReferences"]
+    node = cluster.request("GET", "/api/v1/nodes/n2")
+    assert (owner["kind"], owner["uid"]) == ("Node", node["metadata"]["uid"])
 
 
 def test_the_role_holds_nothing_to_spare(cluster: ControlPlane) -> None:

@@ -13,32 +13,13 @@ from nodeproxy.operator.api import (
     Nodes,
     Phase,
     Probes,
-    RolloutSpec,
     Selector,
     Target,
     Thresholds,
     Timeouts,
 )
 from nodeproxy.operator.world import DeletePod, LabelNode, ReleaseFinalizer, SetImage, Tell
-from tests.operator.simulation import NEW, OLD, ROLLING, Simulation, cluster
-
-
-def spec(target: Target | None = None, **fields: Any) -> RolloutSpec:
-    fields.setdefault("nodes", Nodes(selector=Selector()))
-    fields.setdefault("soak_seconds", 20)
-    return RolloutSpec(target=target or Target(mode="ipvs"), **fields)
-
-
-def phases(sim: Simulation) -> dict[str, str]:
-    return {line.name: line.phase.value for line in sim.status.nodes}
-
-
-def until(sim: Simulation, phase: NodePhase, node: str) -> None:
-    for _ in range(200):
-        if any(line.name == node and line.phase is phase for line in sim.status.nodes):
-            return
-        sim.step()
-    raise AssertionError(f"{node} does not become {phase}: {phases(sim)}")
+from tests.operator.simulation import NEW, OLD, ROLLING, cluster, phases, spec, until
 
 
 def test_a_mode_comes_to_all_nodes_step_by_step() -> None:
@@ -253,7 +234,7 @@ def test_a_node_that_spoils_during_the_soak_time_fails() -> None:
     assert (sim.status.phase, sim.status.message) == (Phase.SOAKING, "node n0: the agent is not in sync; looking again")
     for _ in range(40):
         sim.step()
-    assert sim.status.message == "node n0: at the end of the soak time, and after, the agent is not in sync"
+    assert sim.status.message == "node n0: in the soak time the agent is not in sync, and so it was for 180 s"
     assert sim.status.outcome is Phase.FAILED
 
 

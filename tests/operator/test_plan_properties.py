@@ -22,7 +22,7 @@ from nodeproxy.operator.api import (
     Timeouts,
 )
 from nodeproxy.operator.steps import amounts
-from tests.operator.simulation import NEW, OLD, Simulation, cluster, state
+from tests.operator.simulation import NEW, OLD, OLDEST, SimNode, Simulation, cluster, state
 
 TARGETS = [
     Target(mode="ipvs"),
@@ -32,8 +32,9 @@ TARGETS = [
     Target(proxy="nodeproxy", mode="ipvs"),
     Target(proxy="kube-proxy"),
 ]
-FAULTS = ["no_ipvs", "lies", "deaf", "broken_image"]
-DISTURBANCES = ["nothing"] * 6 + ["crash before", "crash after", "crash between", "gone", "not ready", "ready", "fault"]
+FAULTS = ["no_ipvs", "lies", "deaf", "broken_image", "crashes"]
+CRASHES = ["crash before", "crash after", "crash between"]
+DISTURBANCES = ["nothing"] * 6 + CRASHES + ["gone", "another", "not ready", "ready", "fault"]
 EDITS = ["paused", "resumed", "steps", "Stop", "Rollback", "deleted", "soak"]
 
 
@@ -64,7 +65,11 @@ def disturb(sim: Simulation, data: st.DataObject, edits: bool) -> dict[str, Any]
         case "crash between":
             return {"actions": data.draw(st.integers(0, 2))}
         case "gone":
-            del sim.nodes[node.name]
+            sim.remove(node.name)
+        case "another":
+            sim.add(
+                SimNode(node.name, f"{node.uid}'", labelled=node.labelled, image=node.image, own_image=node.image or OLD)
+            )
         case "not ready" | "ready":
             node.ready = what == "ready"
         case "fault":
@@ -112,10 +117,14 @@ def check(sim: Simulation, before: dict[str, NodePhase]) -> None:
         assert not sim.spec.paused and sim.spec.abort is None and not sim.deleted
 
 
-def prepare(sim: Simulation) -> None:
+def prepare(sim: Simulation, *, canary: bool = False) -> None:
+    """`canary`: an earlier roll-out has brought the image to some nodes, and others have an older one than all."""
     for node in sim.nodes.values():
         node.labelled = sim.spec.target.proxy != "nodeproxy"
-        node.image = OLD if node.labelled else None
+        node.own_image = [OLD, NEW, OLDEST][int(node.name[1:]) % 3] if canary else OLD
+        node.image = node.own_image if node.labelled else None
+    if canary:
+        sim.image, sim.strategy = NEW, {"type": "OnDelete"}
 
 
 @settings(max_examples=250, deadline=None)
@@ -124,7 +133,7 @@ def test_it_never_skips_a_verification_and_always_ends(
     spec: RolloutSpec, count: int, edits: bool, data: st.DataObject
 ) -> None:
     sim = cluster(count, spec, by_label=spec.target.proxy is not None)
-    prepare(sim)
+    prepare(sim, canary=data.draw(st.booleans()))
     for _ in range(data.draw(st.integers(0, 40))):
         before = {line.name: line.phase for line in sim.status.nodes}
         sim.step(**disturb(sim, data, edits))
@@ -147,15 +156,23 @@ def ended(sim: Simulation) -> None:
     status = sim.status
     assert not [line for line in status.nodes if line.phase in IN_FLIGHT]
     assert not [id for id in sim.probes if id.startswith("01234567")], "probes are left"
+    assert not sim.cleanups
     lines = {line.name: line for line in status.nodes}
+    # What leaves after the end is not the roll-out's any more: the API server's garbage collector sees to it.
+    gone = {line.name for line in status.nodes if line.phase is NodePhase.GONE}
+    assert not gone & sim.orphans.keys(), "what a node was told is left"
     for node in sim.nodes.values():
         line = lines.get(node.name)
         if line is None or line.uid != node.uid:
+            told = node.spec is not None and node.owner != node.uid
+            assert not told or node.name not in gone, f"another {node.name} has what the first was told"
             continue
         if line.phase is NodePhase.ROLLED_BACK and node.pod_ready and not node.deaf:
             # A pod that comes later has what the template says then: what it was before.
-            assert sim.spec.target.image is None or node.image in (None, OLD), f"{node.name} is not as before"
+            assert sim.spec.target.image is None or node.image in (None, node.own_image), f"{node.name} is not as before"
             assert node.spec is None or node.spec.mode is None
+        if line.phase is NodePhase.ROLLED_BACK and node.serving == "kube-proxy":
+            assert node.spec is None, f"a later agent of {node.name} would go by what this one was told"
     if status.phase is Phase.COMPLETED:
         assert {line.phase for line in status.nodes} <= {NodePhase.UPDATED, NodePhase.GONE}
     elif status.outcome is not None and status.take_back:

@@ -7,7 +7,9 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ import yaml
 from hack.controlplane import ControlPlane
 from hack.controlplane.processes import free_port
 from nodeproxy.api.proxy_node import ObjectMeta
+from nodeproxy.operator import node_plan, pod_probes
 from nodeproxy.operator.api import Nodes, ProxyRollout, RolloutSpec, Target
 from nodeproxy.operator.cluster import Cluster
 from nodeproxy.operator.pod_probes import PodProber
@@ -174,3 +177,51 @@ def test_a_sample_of_services_with_ready_endpoints_is_probed(cluster: ControlPla
     finally:
         for name in made:
             cluster.request("DELETE", f"{services}/{name}")
+
+
+@pytest.mark.controlplane
+def test_a_service_that_goes_meanwhile_is_not_in_the_sample_of_the_second_try(
+    cluster: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, slices = "/api/v1/namespaces/default/services", "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    pods = "/api/v1/namespaces/kube-system/pods"
+    cluster.request("POST", services, service("default", "shop"))
+    cluster.request("POST", slices, endpoint_slice("shop", ready=True))
+    kubeconfig = tmp_path / "kubeconfig"
+    cluster.service_account_access("kube-system", "nodeproxy-operator").write_kubeconfig(kubeconfig)
+    prober = PodProber(Cluster(Credentials(kubeconfig)), "kube-system", lambda: "nodeproxy:probe")
+
+    def probed(id: str) -> list[str]:
+        asyncio.run(prober.start(StartProbes(verification=id, node="n1", elsewhere="n2", address=None), ROLLOUT))
+        arguments = cluster.request("GET", f"{pods}/nodeproxy-probe-{id}-from")["spec"]["containers"][0]["args"]
+        asyncio.run(prober.end(id))
+        return [one.partition("=")[2].partition("=")[0] for one in arguments[3:]]
+
+    try:
+        assert "default/shop" in probed("first")
+        cluster.request("DELETE", f"{slices}/shop")  # scaled to zero
+        now = time.monotonic()
+        monkeypatch.setattr(pod_probes, "time", SimpleNamespace(monotonic=lambda: now + node_plan._PAUSE_SECONDS))
+        assert "default/shop" not in probed("second")
+    finally:
+        cluster.request("DELETE", f"{services}/shop")
+
+
+@pytest.mark.controlplane
+def test_a_pod_of_others_with_the_label_of_probes_is_named(cluster: ControlPlane, tmp_path: Path) -> None:
+    pods = "/api/v1/namespaces/kube-system/pods"
+    pod = probe_pod("stranger-from", "v-9", "n1", [Destination("own", "10.96.0.1", 80)], image="i", rollout=ROLLOUT)
+    pod["spec"]["containers"][0]["args"] = ["--named=nowhere"]
+    cluster.request("POST", pods, pod)
+    kubeconfig = tmp_path / "kubeconfig"
+    cluster.write_kubeconfig(kubeconfig)
+    try:
+        ended = {"name": "probe", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        ended["state"] = {"terminated": {"exitCode": 0, "message": "[]"}}
+        status = {"phase": "Succeeded", "containerStatuses": [ended]}
+        merge = "application/merge-patch+json"
+        cluster.request("PATCH", f"{pods}/stranger-from/status", {"status": status}, content_type=merge)
+        prober = PodProber(Cluster(Credentials(kubeconfig)), "kube-system", lambda: "i")
+        assert asyncio.run(prober.look())["v-9"].trouble == "pod stranger-from: 'nowhere' is not NAME=HOST:PORT"
+    finally:
+        cluster.request("DELETE", f"{pods}/stranger-from")

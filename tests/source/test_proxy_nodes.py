@@ -65,7 +65,17 @@ async def test_retry_after_is_honoured() -> None:
 
 @pytest.mark.parametrize("code", [403, 404])
 async def test_a_server_without_the_resource_is_asked_again_later(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(proxy_nodes, "_SOON", 0)
     monkeypatch.setattr(proxy_nodes, "_ABSENT_SECONDS", (2.0, 2.5))
     first, took = await _first_object([status(code, headers={"Retry-After": "0"})])
     assert first is not None
     assert took >= 2.0
+
+
+async def test_a_server_that_starts_and_does_not_know_all_yet_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it did not answer at all before does not make it a server without the resource."""
+    monkeypatch.setattr(proxy_nodes, "_SOON_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(proxy_nodes, "_ABSENT_SECONDS", (600.0, 600.0))
+    starting = [status(503, headers={"Retry-After": "0"})] * 4
+    first, _ = await _first_object([*starting, status(403), status(404), status(403)])
+    assert first is not None

@@ -1,7 +1,8 @@
 """Owns the way of an agent to the ProxyNode of its node: what it says now and from now on, and writing its status.
 
 One object is followed, and few clusters have any: so there is no store, every request begins with a list of that one object,
-and a server without the resource is asked again once in a minute or so.
+and a server without the resource is asked again a few times soon, as one that starts may know it, or our rights, a moment
+later, and then once in a minute or so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _log = structlog.get_logger(__name__)
 
 _WATCH_SECONDS: Final = (300, 600)
 _WATCH_SLACK_SECONDS: Final = 30.0
+_SOON_SECONDS: Final = (1.0, 4.0)
+_SOON: Final = 3
+"""So many times it is asked again soon."""
 _ABSENT_SECONDS: Final = (45.0, 75.0)
 _CONFIRM_SECONDS: Final = 5.0
 _HEALTHY_SECONDS: Final = 1.0
@@ -189,10 +193,15 @@ class ProxyNodes:
 
 
 class _Patience(Patience):
-    """A minute or so where there is no such resource, or no right to it; else as with any resource."""
+    """Where there is no such resource, or no right to it: soon at first, then a minute or so. Else as with any resource."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refused = 0
 
     def __call__(self, retry_state: RetryCallState) -> float:
         error = failure(retry_state)
         if isinstance(error, StatusError) and error.status in _REFUSED:
-            return random.uniform(*_ABSENT_SECONDS)
+            self._refused += 1
+            return random.uniform(*(_SOON_SECONDS if self._refused <= _SOON else _ABSENT_SECONDS))
         return super().__call__(retry_state)
