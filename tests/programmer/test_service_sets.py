@@ -78,6 +78,26 @@ def test_source_ranges_are_listed_as_they_are_wanted(namespace: Namespace, famil
     namespace.run(inside)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0], ids=["in turn", "all at once"])
+def test_an_exchanged_entry_is_found(namespace: Namespace, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr("nodeproxy.programmer.ipvs.sets._LOOK_SECONDS", seconds)
+
+    def inside() -> list[str]:
+        sets = ServiceSets(Family.IPV4, IPSets())
+        sets.read()
+        assert not sets.add({SetName.CLUSTER_IP: {"10.96.0.1,tcp:80"}})
+        IPSets().remove("KUBE-CLUSTER-IP", {"10.96.0.1,tcp:80"})
+        IPSets().add("KUBE-CLUSTER-IP", {"10.96.0.2,tcp:80"})
+        found = []
+        for _ in SetName:
+            found.append(sets.differ())
+            sets._compare_at = 0.0
+        return found
+
+    found = namespace.run(inside)
+    assert set(found) == {"ipset KUBE-CLUSTER-IP", *([] if seconds else [""])}
+
+
 def test_a_set_that_is_full_is_replaced_by_a_larger_one_which_a_restart_keeps(namespace: Namespace) -> None:
     entries = {f"10.{number >> 16}.{number >> 8 & 255}.{number & 255},tcp:80" for number in range(66_000)}
 

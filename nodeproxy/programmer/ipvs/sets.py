@@ -20,7 +20,8 @@ from nodeproxy.programmer.ipvs.wanted import Entries
 _USUAL_LIMIT, _LARGE_LIMIT = 65536, 1 << 20
 _HASH_FULL = 4352  # IPSET_ERR_HASH_FULL, include/uapi/linux/netfilter/ipset/ip_set_hash.h
 _SPARE = "NEW"
-_REST_PER_LOOK = 100  # times as long as reading a set took: at most 1% of a core
+_REST_PER_LOOK = 100  # times as long as reading sets took: at most 1% of a core
+_LOOK_SECONDS = 0.01  # after so long the other sets are for the next time
 
 # Entries are added in this order and removed in the opposite one, so that a fence never stands without its gate.
 _ORDER = (
@@ -83,7 +84,9 @@ class ServiceSets:
         self.remove({name: entries - set(wanted.get(name, ())) for name, entries in self._entries.items()})
 
     def differ(self, whole: bool = False) -> str:
-        """Which set holds something else than programmed, "" for none: the number of entries each time, and them in turn.
+        """Which set holds something else than programmed, "" for none.
+
+        The number of entries is compared each time; entries are set by set, spread over calls where there are many.
 
         `whole`: all entries now.
         """
@@ -94,11 +97,17 @@ class ServiceSets:
         start = time.monotonic()
         if start < self._compare_at and not whole:
             return ""
-        self._to_compare = self._to_compare or list(self._entries)
-        names = list(self._entries) if whole else [self._to_compare.pop()]
-        differs = [name for name in names if self._contents(name) != self._entries[name]]
+        if whole or not self._to_compare:
+            self._to_compare = list(self._entries)
+        differs = ""
+        while self._to_compare and not differs:
+            name = self._to_compare.pop()
+            if self._contents(name) != self._entries[name]:
+                differs = f"ipset {name.of(self._family)}"
+            if not whole and time.monotonic() - start >= _LOOK_SECONDS:
+                break
         self._compare_at = start + _REST_PER_LOOK * (time.monotonic() - start)
-        return f"ipset {differs[0].of(self._family)}" if differs else ""
+        return differs
 
     def _contents(self, name: SetName) -> set[str]:
         return {entry.text for entry in self._ipsets.contents(name.of(self._family)).entries}
