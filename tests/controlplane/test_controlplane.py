@@ -190,18 +190,19 @@ def test_an_external_cluster_is_used_but_not_harmed(
     kubeconfig = tmp_path / "kubeconfig"
     own.write_kubeconfig(kubeconfig)
     assert kubeconfig.stat().st_mode & 0o777 == 0o600
+    own.request("POST", SERVICES, service("theirs"))
     monkeypatch.setenv("NODEPROXY_TEST_KUBECONFIG", str(kubeconfig))
     with open_cluster() as cluster:
         assert isinstance(cluster, ExternalCluster)
         assert cluster.url == own.url
-        assert "kubernetes" in names(cluster)
+        assert "theirs" in names(cluster)
         copy = tmp_path / "copy"
         cluster.write_kubeconfig(copy)
         assert copy.read_text() == kubeconfig.read_text()
         for forbidden in (cluster.kill_apiserver, cluster.start_apiserver, cluster.compact):
             with pytest.raises(NotSupported, match="external cluster"):
                 forbidden()
-    assert names(own)
+    assert "theirs" in names(own)
 
 
 async def test_load_creates_changes_and_deletes(own: ControlPlane) -> None:

@@ -304,8 +304,9 @@ async def test_what_the_server_has_is_followed(
         assert {node.metadata.name for node in followed.seen if node is not None} == {NODE}
         task.cancel()
     said = [(entry["log_level"], entry["event"]) for entry in log]
-    assert said.count(("info", "may not read ProxyNodes, so that no roll-out reaches this node")) == 1
-    assert 1 <= said.count(("debug", "the API server has no ProxyNodes")) <= 2
+    # For each change, not for each of many attempts: one that has just started knows neither all rights nor resources yet.
+    assert 1 <= said.count(("info", "may not read ProxyNodes, so that no roll-out reaches this node")) <= 3
+    assert 1 <= said.count(("debug", "the API server has no ProxyNodes")) <= 3
     assert not [entry for entry in said if entry[0] in ("warning", "error")]
 
 
