@@ -17,6 +17,8 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from e2e.harness.api import Api
 from e2e.harness.objects import Object, server_pod, waiting_pod
 from e2e.harness.places import Place, PlaceError, docker, node_place, pod_place
@@ -189,7 +191,11 @@ def outside_place(cluster: str, a: Node, b: Node) -> Place:
     except PlaceError as error:
         if "is already in use" not in str(error):
             raise
-        docker("start", container)
+        # Another process of pytest may just be making it: the name is taken a moment before there is a container.
+        patience = Retrying(
+            retry=retry_if_exception_type(PlaceError), stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True
+        )
+        patience(docker, "start", container)
     settings = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))[network]
     at_a, at_b, own = outer_addresses(subnet)
     sources = [str(address) for address in list(own.hosts())[:SOURCES]]
