@@ -71,13 +71,17 @@ class Observer:
         over = max(time.time() - ends, 0.0) if ends is not None else 0.0
         # The soak time does not end with what was seen before its end.
         age = min(over, _PROXY_NODES_SECONDS) if over else _PODS_SECONDS
-        nodes = dict(await self._all_nodes(age if status.nodes else 0.0))
+        new = not status.nodes
+        nodes = dict(await self._all_nodes(0.0 if new else age))
         proxy_nodes: dict[str, ProxyNode] = {}
         agents: dict[str, PodSeen] = {}
         kube_proxies: dict[str, PodSeen] = {}
-        if ends is not None or rollout.finished or any(line.phase is NodePhase.GONE for line in status.nodes):
-            # Once it has ended this is the last look: what is not seen there is left for ever.
-            proxy_nodes |= await self._all_proxy_nodes(0.0 if rollout.finished else min(age, _PROXY_NODES_SECONDS))
+        gone = any(line.phase is NodePhase.GONE for line in status.nodes)
+        if new or ends is not None or rollout.finished or gone:
+            # Before it begins they tell how large its status will become. Once it has ended this is the last look: what is
+            # not seen there is left for ever.
+            last_or_first = new or rollout.finished
+            proxy_nodes |= await self._all_proxy_nodes(0.0 if last_or_first else min(age, _PROXY_NODES_SECONDS))
         if ends is not None:
             _sort(await self._all_proxy_pods(age), agents, kube_proxies)
         for line in rollout.status.nodes:
@@ -123,6 +127,10 @@ class Observer:
         kube_proxies.pop(name, None)
         selector = {"fieldSelector": f"spec.nodeName={name}", "labelSelector": _PODS_OF_PROXIES}
         _sort(await self._cluster.list_as(self._pods, Pod, selector), agents, kube_proxies)
+
+    def forget(self) -> None:
+        """Something is changed: what ProxyNodes said is no longer what they say."""
+        self._proxy_nodes = (float("-inf"), {})
 
     async def _all_nodes(self, age: float) -> Mapping[str, NodeSeen]:
         taken, nodes = self._nodes

@@ -11,7 +11,6 @@ import structlog
 from msgspec import Struct
 
 from nodeproxy.agent.backoff import Backoff
-from nodeproxy.api.proxy_node import PROXY_NODES, ProxyNode
 from nodeproxy.operator.act import Actor
 from nodeproxy.operator.api import FINALIZER, PROXY_ROLLOUTS, ProxyRollout, RolloutStatus
 from nodeproxy.operator.cluster import Cluster, name_of
@@ -20,7 +19,7 @@ from nodeproxy.operator.limits import shortened
 from nodeproxy.operator.metrics import Metrics
 from nodeproxy.operator.observe import Common, Observer
 from nodeproxy.operator.plan import plan
-from nodeproxy.operator.world import Action, Tell, World
+from nodeproxy.operator.world import Action, Tell
 from nodeproxy.source.apiserver.connection import RequestError, StatusError
 from nodeproxy.source.events import SourceError
 
@@ -143,8 +142,6 @@ class Reconciler:
         rollout = item.rollout
         others = [one.rollout for one in items if one is not item and one.rollout.status.nodes and not one.rollout.finished]
         world = await self._observer.world(rollout, others, common)
-        if not rollout.status.nodes and not rollout.finished:
-            world = await self._with_all_proxy_nodes(world)
         if not self._lease.held:
             return
         result = plan(rollout, world, time.time())
@@ -154,12 +151,8 @@ class Reconciler:
         for action in result.actions:
             if not self._lease.held:
                 return
+            self._observer.forget()  # whatever comes of it
             await self._act(action, item.rollout)
-
-    async def _with_all_proxy_nodes(self, world: World) -> World:
-        """Before it begins: what the nodes have now decides how large its status will become."""
-        found = await self._cluster.list_as(PROXY_NODES, ProxyNode)
-        return msgspec.structs.replace(world, proxy_nodes={one.metadata.name: one for one in found})
 
     async def _write(self, item: _Item, status: RolloutStatus) -> None:
         """Write the status, if the roll-out has not changed meanwhile. Raises `StatusError` 409 then."""

@@ -83,7 +83,7 @@ class ProbesSeen(Struct, frozen=True):
 
 class World(Struct, frozen=True):
     """What is observed. Pods are those of nodes that are in flight, and of finished ones while it soaks; so are ProxyNodes,
-    and those of nodes that are gone.
+    and those of nodes that are gone. Before it begins all ProxyNodes are there.
 
     `claims`: which other roll-out owns a node; `image_claim`: which one changes the DaemonSet's image.
     `cleanups`: by node, whether the cleanup has succeeded.

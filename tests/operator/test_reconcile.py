@@ -66,6 +66,9 @@ class Watching:
             raise KeyError(rollout.metadata.name)
         return World(nodes={"n1": NodeSeen(name="n1")}, daemon_set=DaemonSetSeen(image="i", update_strategy={}))
 
+    def forget(self) -> None:
+        return
+
 
 class Held:
     held = True
