@@ -33,6 +33,7 @@ from nodeproxy.source.apiserver.event_writer import (
     EventWriter,
     ObjectReference,
 )
+from nodeproxy.source.apiserver.retrying import asked_seconds
 from nodeproxy.source.apiserver.threads import call_in_thread
 
 _log = structlog.get_logger(__name__)
@@ -247,8 +248,7 @@ def _retrying() -> AsyncRetrying:
     backoff = wait_exponential_jitter(multiplier=initial, max=longest, jitter=initial)
 
     def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, RequestError) else None
+        asked = asked_seconds(state)
         return backoff(state) if asked is None else min(asked, longest)
 
     return AsyncRetrying(

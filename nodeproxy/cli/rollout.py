@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from nodeproxy.api.proxy_node import API_VERSION
 from nodeproxy.cli.command_line import fail
 from nodeproxy.cli.types import Duration, StringList, split_lists
 from nodeproxy.cluster.findings import printable
@@ -236,7 +237,7 @@ def _configuration(path: Path | None) -> dict[str, Any] | None:
 def _yaml(name: str, spec: dict[str, Any]) -> str:
     import yaml  # noqa: PLC0415
 
-    document = {"apiVersion": "nodeproxy.io/v1alpha1", "kind": "ProxyRollout", "metadata": {"name": name}, "spec": spec}
+    document = {"apiVersion": API_VERSION, "kind": "ProxyRollout", "metadata": {"name": name}, "spec": spec}
     return yaml.safe_dump(document, sort_keys=False)
 
 

@@ -82,8 +82,8 @@ class XTables:
             if self.variant is Variant.LEGACY and _version(await self.tools()) >= _TAKES_A_LOCK_FILE:
                 with suppress(OSError):  # iptables says what is wrong with the file
                     self._lock = await stack.enter_async_context(xtables_lock(self._lock_timeout_seconds))
-            self._turn = turn = Turn(await self.stamp())
             try:
+                self._turn = turn = Turn(await self.stamp())
                 yield turn
             finally:
                 self._turn = self._lock = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from nodeproxy.api.proxy_node import API_VERSION
 from nodeproxy.operator.api import ProxyRollout
 from nodeproxy.operator.probe import Destination
 
@@ -61,7 +62,7 @@ def probe_pod(
 def owner(rollout: ProxyRollout) -> dict[str, Any]:
     """What belongs to a roll-out goes with it, also where no operator runs."""
     meta = rollout.metadata
-    return {"apiVersion": "nodeproxy.io/v1alpha1", "kind": "ProxyRollout", "name": meta.name, "uid": meta.uid or ""}
+    return {"apiVersion": API_VERSION, "kind": "ProxyRollout", "name": meta.name, "uid": meta.uid or ""}
 
 
 def cleanup_pod(node: str, image: str, drain_seconds: float, rollout: ProxyRollout) -> dict[str, Any]:

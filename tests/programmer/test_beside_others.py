@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.forwarding.table import Family, ServicePort, ServicePortKey
-from nodeproxy.kernel.errors import PatchImpossible
+from nodeproxy.kernel.errors import LockHeld, PatchImpossible, RequestRefused
 from nodeproxy.kernel.xtables import ChainChanges, Variant, XTables
 from nodeproxy.programmer.iptables.affinity import AffinitySets
 from nodeproxy.programmer.iptables.family import FamilyProgrammer
@@ -187,6 +188,25 @@ def test_nobody_gets_in_while_iptables_works_for_us(
         assert turn.end == await tables.stamp() != turn.begin
         with lock.open() as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    namespace.run(asyncio.run, scene())
+
+
+def test_a_turn_that_could_not_begin_is_taken_for_none_that_holds_the_lock(
+    namespace: Namespace, lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(self: XTables) -> None:
+        raise RequestRefused("IPT_SO_GET_INFO nat", errno.ENOMEM)
+
+    async def scene() -> None:
+        tables = XTables(Variant.LEGACY, 4, 1)
+        with monkeypatch.context() as during, pytest.raises(RequestRefused):
+            during.setattr(XTables, "stamp", refused)
+            async with tables.turn():
+                pass
+        with lock.open() as handle, pytest.raises(LockHeld):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            await tables.restore("*nat\n:AAA - [0:0]\nCOMMIT\n")
 
     namespace.run(asyncio.run, scene())
 

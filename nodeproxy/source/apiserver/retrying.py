@@ -40,11 +40,16 @@ class Patience(wait_base):
         self._backoff = wait_random_exponential(multiplier=0.5, max=30, min=0.05)
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        error = failure(retry_state)
-        asked = error.retry_after if isinstance(error, RequestError) else None
+        asked = asked_seconds(retry_state)
         if asked is None:
             return self._backoff(retry_state)
         return min(asked, _MAX_RETRY_AFTER) * random.uniform(1.0, 1.2)  # so that not all clients come back at once
+
+
+def asked_seconds(retry_state: RetryCallState) -> float | None:
+    """How long the server wants to be left alone after the last attempt, if it said so."""
+    error = failure(retry_state)
+    return error.retry_after if isinstance(error, RequestError) else None
 
 
 def failure(retry_state: RetryCallState) -> BaseException | None:
